@@ -1,0 +1,51 @@
+// Package config turns the host's YAML into a typed configuration. It reads
+// files below the configuration directory and nothing else.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is the whole host configuration, complete: every default is filled in.
+type Config struct {
+	Networks   map[string]Network // by name; "default" is always there
+	Forwarding string             // "manage": turn IP forwarding on when the first VM needs it; "check": only warn
+	Launch     string             // "auto", "systemd" or "process": how responders are started
+	LibvirtURI string             // default qemu:///system
+}
+
+// Network is a named profile that annotations refer to.
+type Network struct {
+	Name     string
+	Uplink   string // an interface's name, or "auto": that of the default route
+	Table    Table
+	Gateway4 netip.Addr
+	Gateway6 netip.Addr   // link-local
+	DNS      []netip.Addr // nil: the host's upstream resolvers
+	Search   []string
+	NTP      []netip.Addr
+	MTU      uint16 // 0: auto, the NIC's, else the uplink's
+	Lease    time.Duration
+	NAT      NAT
+	SNAT     netip.Addr // with NATSource
+	Announce bool       // routes carry our protocol number; false: they stay local (RouteProtocol is kept, the table is not exported; see plan)
+	Isolate  bool
+	Conflict string // "refuse" or "warn"
+}
+
+// NAT is the class of source translation of a network.
+type NAT string
+
+// The classes of source translation.
+const (
+	NATNone    NAT = "none"
+	NATPrivate NAT = "private" // masquerade private, shared (100.64/10) and ULA sources
+	NATAll     NAT = "all"
+)
+
+// Table is a routing table. Main is 254.
+type Table uint32
+
+// TableMain is the main routing table (RT_TABLE_MAIN).
+const TableMain Table = 254

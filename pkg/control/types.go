@@ -1,0 +1,96 @@
+// Package control is the two local sockets: the agent's (asked by the command
+// and poked by the hook) and the responders' (asked by the agent and the
+// command). One JSON object a line each way; the types here are the stable JSON
+// of "slash32 -j".
+package control
+
+import "time"
+
+// Request is one line to the agent's socket.
+type Request struct {
+	Op string `json:"op"`           // status, show, xml, poke, sync, reload
+	VM string `json:"vm,omitempty"` // name, UUID, id, MAC, address or bridge
+}
+
+// Reply is the agent's one line back. Error is one line for a person.
+type Reply struct {
+	Error  string  `json:"error,omitempty"`
+	Code   int     `json:"code,omitempty"` // exit code for the command: 3 not found, 4 not ready
+	Status *Status `json:"status,omitempty"`
+	VM     *VM     `json:"vm,omitempty"`
+	XML    string  `json:"xml,omitempty"`
+}
+
+// Status is the host as the agent sees it.
+type Status struct {
+	Version         string     `json:"version"`
+	Host            string     `json:"host"`
+	Since           time.Time  `json:"since"`              // start of the agent
+	Degraded        string     `json:"degraded,omitempty"` // e.g. "libvirt unreachable"
+	DegradedSince   *time.Time `json:"degraded_since,omitempty"`
+	Uplink4         string     `json:"uplink4,omitempty"`
+	Uplink6         string     `json:"uplink6,omitempty"`
+	Passes          uint64     `json:"passes"`
+	Writes          uint64     `json:"writes"` // kernel writes since the start
+	FirstPassWrites uint64     `json:"first_pass_writes"`
+	LastError       string     `json:"last_error,omitempty"`
+	VMs             []VM       `json:"vms"`
+	Warnings        []string   `json:"warnings,omitempty"`
+}
+
+// VM is one annotated, running VM.
+type VM struct {
+	UUID      string    `json:"uuid"`
+	Name      string    `json:"name"`
+	State     string    `json:"state"`          // starting, online, stopping, error
+	Text      string    `json:"text,omitempty"` // why, when not online
+	Since     time.Time `json:"since"`
+	NICs      []NIC     `json:"nics"`
+	Responder Responder `json:"responder"`
+	Problems  []string  `json:"problems,omitempty"`
+	Objects   string    `json:"objects,omitempty"` // only in show: its kernel objects as text
+}
+
+// NIC is one NIC of a VM.
+type NIC struct {
+	MAC     string   `json:"mac"`
+	Bridge  string   `json:"bridge"`
+	Tap     string   `json:"tap,omitempty"`
+	Network string   `json:"network"`
+	NAT     string   `json:"nat"`
+	Uplink  string   `json:"uplink,omitempty"`
+	IPv4    []string `json:"ipv4,omitempty"`
+	IPv6    []string `json:"ipv6,omitempty"`
+	Spoofed Spoofed  `json:"spoofed"`
+}
+
+// Spoofed counts packets dropped by the guard, by reason.
+type Spoofed struct {
+	IPv4 uint64 `json:"ipv4"`
+	IPv6 uint64 `json:"ipv6"`
+	MAC  uint64 `json:"mac"`
+}
+
+// Responder is the state of one VM's responder: the one line of JSON that its
+// socket answers to the line "status".
+type Responder struct {
+	Up      bool           `json:"up"`
+	PID     int            `json:"pid,omitempty"`
+	Version string         `json:"version,omitempty"`
+	Since   time.Time      `json:"since,omitempty"`
+	Binding string         `json:"binding,omitempty"` // hash of the binding file in use (hex SHA-256)
+	NICs    []ResponderNIC `json:"nics,omitempty"`
+}
+
+// ResponderNIC has the counters of one link.
+type ResponderNIC struct {
+	Bridge   string            `json:"bridge"`
+	Verdicts map[string]uint64 `json:"verdicts"` // by verdict's name, those above 0
+	Last     []Exchange        `json:"last,omitempty"`
+}
+
+// Exchange is one answered or refused frame, newest last; at most 16 are kept.
+type Exchange struct {
+	At      time.Time `json:"at"`
+	Verdict string    `json:"verdict"`
+}

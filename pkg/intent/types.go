@@ -1,0 +1,41 @@
+// Package intent joins a domain's facts and annotation with the host's
+// configuration to one complete, valid VM, or to a list of problems a person
+// can act on. It is pure.
+package intent
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/mac"
+)
+
+// VM is one annotated domain, complete and valid by itself. Whether it is in
+// conflict with another VM is for Conflicts to say.
+type VM struct {
+	UUID     uuid.UUID
+	Name     string
+	Hostname string
+	Domain   string
+	NICs     []NIC
+}
+
+// NIC is one NIC of a VM with everything that annotation and network say of
+// it. Only NICs that the annotation covers are here.
+type NIC struct {
+	MAC     mac.Addr
+	Bridge  string
+	Network config.Network // the profile, with its defaults
+	MTU     uint16         // 0: the uplink's, resolved by plan
+	Addrs4  []netip.Addr   // the first is offered by DHCP; the others are routed and allowed
+	Addrs6  []netip.Addr
+	DNS     []netip.Addr // nil: the host's resolvers, resolved by plan
+	Search  []string
+	NTP     []netip.Addr
+	Routes  []netip.Prefix
+	Lease   time.Duration
+	NAT     config.NAT
+}

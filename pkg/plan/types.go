@@ -1,0 +1,30 @@
+// Package plan is the only place that knows the network design: valid VMs,
+// configuration and facts about the host in, desired kernel state and bindings
+// for the responders out. It is pure.
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/google/uuid"
+
+	"github.com/slash32/slash32/pkg/responder"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// Facts is what planning needs to know of the host.
+type Facts struct {
+	// Uplink4 and Uplink6 are the interfaces of the default routes in main; ""
+	// when there is none.
+	Uplink4, Uplink6 string
+	// MTU by interface name, for uplinks (bytes).
+	MTU map[string]uint16
+	// Resolvers are the host's upstream DNS servers, never loopback ones.
+	Resolvers []netip.Addr
+}
+
+// Desired is the outcome of planning.
+type Desired struct {
+	State    state.State
+	Bindings map[uuid.UUID]responder.Binding
+}

@@ -1,0 +1,62 @@
+// Package responder answers a guest's frames: binding and frame in, frames and
+// a verdict out. Respond is pure and allocates nothing; server.go pumps frames
+// through it. Nothing here knows sockets, netlink or libvirt.
+package responder
+
+import (
+	"net/netip"
+
+	"github.com/slash32/slash32/pkg/mac"
+)
+
+// BindingVersion is the version of the Binding file.
+const BindingVersion = 1
+
+// Binding is all that the responder of one VM needs to answer, immutable. It
+// is what plan computes and what the binding file holds (JSON).
+type Binding struct {
+	Version int    `json:"version"`
+	UUID    string `json:"uuid"`
+	Name    string `json:"name"`
+	NICs    []NIC  `json:"nics"`
+}
+
+// NIC is one link. Addresses that are not valid (zero netip.Addr) are absent:
+// a NIC without V4.Addr gets no DHCPv4 lease, one without V6 addresses gets an
+// RA and stateless DHCPv6 only.
+type NIC struct {
+	Bridge     string   `json:"bridge"`
+	GuestMAC   mac.Addr `json:"guest_mac"`
+	GatewayMAC mac.Addr `json:"gateway_mac"`
+	MTU        uint16   `json:"mtu"`
+	Hostname   string   `json:"hostname,omitempty"`
+	Domain     string   `json:"domain,omitempty"`
+	Search     []string `json:"search,omitempty"`
+	V4         V4       `json:"v4"`
+	V6         V6       `json:"v6"`
+}
+
+// V4 is the IPv4 side. Times are in seconds.
+type V4 struct {
+	Addr    netip.Addr     `json:"addr"`            // yiaddr, mask /32
+	Extra   []netip.Addr   `json:"extra,omitempty"` // also the guest's: ARP for them stays unanswered
+	Gateway netip.Addr     `json:"gateway"`         // router, server identifier, ARP
+	Routes  []netip.Prefix `json:"routes,omitempty"`
+	DNS     []netip.Addr   `json:"dns,omitempty"`
+	NTP     []netip.Addr   `json:"ntp,omitempty"`
+	Lease   uint32         `json:"lease"`
+	T1      uint32         `json:"t1"`
+	T2      uint32         `json:"t2"`
+}
+
+// V6 is the IPv6 side. Times are in seconds.
+type V6 struct {
+	Gateway        netip.Addr     `json:"gateway"` // link-local
+	Addrs          []netip.Addr   `json:"addrs,omitempty"`
+	Routes         []netip.Prefix `json:"routes,omitempty"`
+	DNS            []netip.Addr   `json:"dns,omitempty"`
+	NTP            []netip.Addr   `json:"ntp,omitempty"`
+	Preferred      uint32         `json:"preferred"`
+	Valid          uint32         `json:"valid"`
+	RouterLifetime uint16         `json:"router_lifetime"` // 0: no default router here
+}

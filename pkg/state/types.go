@@ -1,0 +1,134 @@
+// Package state has the kernel objects of slash32 as comparable values, the
+// difference between two states, and sorted text like ip(8) and nft(8) print.
+// It is pure.
+package state
+
+import (
+	"net/netip"
+
+	"github.com/slash32/slash32/pkg/mac"
+)
+
+// State is a set of kernel objects that are ours: what is planned, or what was
+// read. The zero value is empty and ready to read; New makes one to fill.
+type State struct {
+	Links   map[string]Link       // bridges, by name
+	Sysctls map[string]string     // path below /proc/sys, e.g. net/ipv6/conf/s32-web1/accept_ra
+	Addrs   map[Addr]struct{}     // gateway addresses on bridges
+	Neighs  map[NeighKey]mac.Addr // permanent neighbours on bridges
+	Routes  map[Route]struct{}    // protocol 32, any table
+	Rules   map[Rule]struct{}     // protocol 32
+	// Skeleton names the version (a hash) of the static part of table inet
+	// slash32: "" when there is no table, or not as we make it.
+	Skeleton string
+	Elems    map[Elem]struct{} // elements of the table's sets and maps
+}
+
+// Link is a bridge of ours. UUID and MAC say whose it is (from the alias).
+type Link struct {
+	Name  string
+	UUID  string   // owner: domain
+	Guest mac.Addr // owner: NIC
+	MAC   mac.Addr // the bridge's own address
+	MTU   uint16
+	Up    bool
+	// Ports are the names of the interfaces in the bridge, sorted, joined by
+	// ",": read only, never planned and not part of Diff.
+	Ports string
+	// Index is the ifindex: read only, never planned and not part of Diff.
+	Index int
+}
+
+// Addr is an address on a link.
+type Addr struct {
+	Link   string
+	Prefix netip.Prefix
+}
+
+// NeighKey names a neighbour entry.
+type NeighKey struct {
+	Link string
+	IP   netip.Addr
+}
+
+// Route is one route of protocol 32. Exactly one of Link and Kind is set.
+type Route struct {
+	Dst    netip.Prefix
+	Table  uint32
+	Metric uint32
+	Link   string     // dev
+	Via    netip.Addr // invalid: on-link
+	Kind   string     // "", "blackhole", "unreachable"
+}
+
+// Rule is one policy rule of protocol 32.
+type Rule struct {
+	Family   int // unix.AF_INET or AF_INET6
+	Priority int
+	Mark     uint32 // with marks.FwmarkMask; 0: matches all
+	Table    uint32
+	// SuppressDefault is "suppress_prefixlength 0".
+	SuppressDefault bool
+}
+
+// Elem is one element of a set or map in table inet slash32. Fields that the
+// set's key does not have are zero.
+type Elem struct {
+	Set  string       // one of the Set... names
+	Link string       // ifname part of the key
+	Addr netip.Prefix // address part of the key
+	MAC  mac.Addr     // ether part of the key
+	Mark uint32       // value, in SetMark
+}
+
+// The sets and maps of table inet slash32.
+const (
+	SetGuard4   = "guard4"    // ifname . ipv4_addr: sources that may leave a bridge
+	SetGuard6   = "guard6"    // ifname . ipv6_addr
+	SetGuardMAC = "guard_mac" // ifname . ether_addr
+	SetMark     = "mark"      // ifname : mark, policy routing
+	SetMasq4    = "masq4"     // ifname (uplink) . ipv4_addr: masquerade
+	SetMasq6    = "masq6"     // ifname (uplink) . ipv6_addr
+	SetSpoof4   = "spoof4"    // ifname, with a counter: dropped for their IPv4 source
+	SetSpoof6   = "spoof6"    // ifname, with a counter: dropped for their IPv6 source
+	SetSpoofMAC = "spoof_mac" // ifname, with a counter: dropped for their MAC
+)
+
+// Scope restricts a read to some bridges. The zero value is everything.
+type Scope struct{ Links []string }
+
+// Verb is what a Change does.
+type Verb string
+
+// The verbs. Each is idempotent: adding what is there as wanted and deleting
+// what is not there succeed.
+const (
+	Add     Verb = "add"
+	Replace Verb = "replace"
+	Delete  Verb = "delete"
+	Flush   Verb = "flush" // conntrack entries of an address
+)
+
+// Change is one step from one state to another. Exactly one of the pointers is
+// set; Old is what a Replace of a route or link finds there.
+type Change struct {
+	Verb     Verb
+	Link     *Link
+	Sysctl   *Sysctl
+	Addr     *Addr
+	Neigh    *Neigh
+	Route    *Route
+	Rule     *Rule
+	Skeleton *string
+	Elem     *Elem
+	Flow     *netip.Addr // conntrack: with Flush
+}
+
+// Sysctl is one path below /proc/sys and its value.
+type Sysctl struct{ Path, Value string }
+
+// Neigh is one neighbour entry.
+type Neigh struct {
+	NeighKey
+	MAC mac.Addr
+}
