@@ -1,15 +1,18 @@
 package spool
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -169,6 +172,44 @@ func (d Declaration) valid(id uuid.UUID) error {
 		return nil
 	}
 	return fmt.Errorf("unknown phase %q", d.Phase)
+}
+
+// Claimants returns the declarations of other VMs than self that claim one of
+// the addresses or bridges. It looks at the bytes of each file first and decodes
+// only those that match, so that a start among thousands of VMs stays cheap.
+func (s *Spool) Claimants(self uuid.UUID, addrs []netip.Addr, bridges []string) ([]Declaration, error) {
+	ids, err := s.VMs()
+	if err != nil {
+		return nil, err
+	}
+	var claims [][]byte
+	for _, a := range addrs {
+		claims = append(claims, []byte(strconv.Quote(a.String())))
+	}
+	for _, b := range bridges {
+		claims = append(claims, []byte(strconv.Quote(b)))
+	}
+	var found []Declaration
+	for _, id := range ids {
+		if id == self {
+			continue
+		}
+		// A file that goes or breaks meanwhile is no claim: the agent sets it
+		// aside and names it.
+		raw, err := os.ReadFile(s.declarationFile(id))
+		if err != nil || !slices.ContainsFunc(claims, func(c []byte) bool { return bytes.Contains(raw, c) }) {
+			continue
+		}
+		d, err := s.Declaration(id)
+		if err != nil {
+			continue
+		}
+		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(d.Addrs, a) }) ||
+			slices.ContainsFunc(bridges, func(b string) bool { return slices.Contains(d.Bridges, b) }) {
+			found = append(found, d)
+		}
+	}
+	return found, nil
 }
 
 // WriteDeclaration replaces the declaration of d.UUID. The caller holds the

@@ -162,6 +162,38 @@ func TestLockExcludesAndObeysItsContext(t *testing.T) {
 	again()
 }
 
+func TestClaimants(t *testing.T) {
+	s := open(t)
+	web, mail := decl(1, spool.Started), decl(2, spool.Preparing)
+	web.Addrs = []netip.Addr{netip.MustParseAddr("203.0.113.42"), netip.MustParseAddr("2001:db8::1")}
+	mail.Bridges = []string{"s32-mail"}
+	mail.XML = `<address ip="203.0.113.42"/>` // text is no claim
+	for _, d := range []spool.Declaration{web, mail} {
+		if err := s.WriteDeclaration(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		addr, bridge string
+		self         uuid.UUID
+		want         []spool.Declaration
+	}{
+		{addr: "203.0.113.42", want: []spool.Declaration{web}},
+		{addr: "2001:db8:0::1", want: []spool.Declaration{web}},
+		{addr: "203.0.113.4"},
+		{addr: "203.0.113.42", self: web.UUID},
+		{addr: "192.0.2.1", bridge: "s32-mail", want: []spool.Declaration{mail}},
+	} {
+		got, err := s.Claimants(c.self, []netip.Addr{netip.MustParseAddr(c.addr)}, []string{c.bridge})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(c.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+			t.Errorf("%+v: %s", c, d)
+		}
+	}
+}
+
 func TestLive(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for _, c := range []struct {

@@ -5,6 +5,7 @@
 package spool
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,6 +24,9 @@ type Declaration struct {
 	Phase      Phase     `json:"phase"`
 	At         time.Time `json:"at"`      // of the last change
 	Bridges    []string  `json:"bridges"` // every bridge that this incarnation made
+	// Addrs are the VM's addresses. With Bridges they are its claims, by which
+	// Claimants finds it without reading its XML.
+	Addrs []netip.Addr `json:"addrs,omitempty"`
 	XML        string    `json:"xml"`     // the domain's XML as libvirt gave it
 }
 
