@@ -27,7 +27,7 @@ type Declaration struct {
 	// Addrs are the VM's addresses. With Bridges they are its claims, by which
 	// Claimants finds it without reading its XML.
 	Addrs []netip.Addr `json:"addrs,omitempty"`
-	XML        string    `json:"xml"`     // the domain's XML as libvirt gave it
+	XML   string       `json:"xml"` // the domain's XML as libvirt gave it
 }
 
 // Phase is how far an incarnation has come.
