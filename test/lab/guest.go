@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+)
+
+var (
+	//go:embed guest/init
+	guestInit []byte
+	//go:embed guest/udhcpc.script
+	guestDHCP []byte
+)
+
+const (
+	kernels       = "/boot/vmlinuz-*-cloud-amd64"
+	initramfsPath = labDir + "/initramfs"
+)
+
+// guestModules are what the Debian cloud kernel needs for a virtio NIC on PCI
+// and the power button, in the order of loading.
+var guestModules = []string{
+	"drivers/virtio/virtio_ring.ko",
+	"drivers/virtio/virtio.ko",
+	"drivers/virtio/virtio_pci_modern_dev.ko",
+	"drivers/virtio/virtio_pci_legacy_dev.ko",
+	"drivers/virtio/virtio_pci.ko",
+	"net/core/failover.ko",
+	"drivers/net/net_failover.ko",
+	"drivers/net/virtio_net.ko",
+	"drivers/acpi/button.ko",
+	"drivers/input/evdev.ko",
+}
+
+// guestKernel is the newest of the host's cloud kernels.
+func guestKernel() (image, version string, err error) {
+	found, err := filepath.Glob(kernels)
+	if err != nil || len(found) == 0 {
+		return "", "", fmt.Errorf("find a kernel for guests: nothing matches %s", kernels)
+	}
+	sort.Strings(found)
+	image = found[len(found)-1]
+	return image, strings.TrimPrefix(filepath.Base(image), "vmlinuz-"), nil
+}
+
+// initramfs is the guests' root: busybox, a few modules, guest/init.
+func initramfs() ([]byte, error) {
+	_, version, err := guestKernel()
+	if err != nil {
+		return nil, err
+	}
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		return nil, fmt.Errorf("make the guests' root: %w", err)
+	}
+	var w cpio
+	for _, dir := range []string{"bin", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "run", "tmp", "dev"} {
+		w.dir(dir)
+	}
+	w.file("init", 0o755, guestInit)
+	w.file("bin/busybox", 0o755, busybox)
+	w.file("etc/udhcpc.script", 0o755, guestDHCP)
+	w.file("etc/acpi/PWRF/00000080", 0o755, []byte("#!/bin/busybox sh\n/bin/busybox poweroff -f\n"))
+	w.char("dev/console", 5, 1)
+	var order strings.Builder
+	for _, m := range guestModules {
+		b, err := os.ReadFile(filepath.Join("/lib/modules", version, "kernel", m))
+		if err != nil {
+			return nil, fmt.Errorf("make the guests' root: %w", err)
+		}
+		w.file("lib/modules/"+filepath.Base(m), 0o644, b)
+		order.WriteString(filepath.Base(m) + "\n")
+	}
+	w.file("lib/modules/order", 0o644, []byte(order.String()))
+	return w.bytes(), nil
+}
+
+// cpio writes the "newc" format of cpio(5), which the kernel unpacks.
+type cpio struct {
+	buf   bytes.Buffer
+	inode int
+}
+
+const (
+	modeDir  = 0o040000
+	modeChar = 0o020000
+	modeFile = 0o100000
+)
+
+func (c *cpio) dir(name string) { c.entry(name, modeDir|0o755, 0, 0, nil) }
+
+func (c *cpio) file(name string, perm int, data []byte) { c.entry(name, modeFile|perm, 0, 0, data) }
+
+func (c *cpio) char(name string, major, minor int) { c.entry(name, modeChar|0o600, major, minor, nil) }
+
+func (c *cpio) entry(name string, mode, major, minor int, data []byte) {
+	c.inode++
+	fmt.Fprintf(&c.buf, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+		c.inode, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name)+1, 0, name)
+	c.pad()
+	c.buf.Write(data)
+	c.pad()
+}
+
+func (c *cpio) pad() {
+	for c.buf.Len()%4 != 0 {
+		c.buf.WriteByte(0)
+	}
+}
+
+func (c *cpio) bytes() []byte {
+	c.entry("TRAILER!!!", 0, 0, 0, nil)
+	return c.buf.Bytes()
+}
