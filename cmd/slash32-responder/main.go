@@ -1,0 +1,69 @@
+// One thread serves: what follows the machine's or cgroup's size is not needed.
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
+// Command slash32-responder answers one VM's ARP, Neighbour Discovery, DHCPv4
+// and DHCPv6 on the VM's own bridges.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/responder"
+	"github.com/slash32/slash32/pkg/version"
+	"github.com/slash32/slash32/pkg/vmlink"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
+
+func run(args []string, stderr io.Writer) int {
+	flags := flag.NewFlagSet("slash32-responder", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	account := flags.String("user", marks.User, "account to serve as once the sockets are open")
+	unlimited := flags.Bool("unlimited", false, "answer every request, however many a second")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	flags.Usage = func() {
+		fmt.Fprintln(stderr, "usage: slash32-responder [-user NAME] [-unlimited] VMDIR")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	if *showVersion {
+		fmt.Println("slash32-responder", version.Version)
+		return 0
+	}
+	if flags.NArg() != 1 {
+		flags.Usage()
+		return 2
+	}
+	// Serving allocates nothing; what a control request leaves behind is not
+	// worth the memory that the default would let it take.
+	debug.SetGCPercent(10)
+	log := logrus.New()
+	log.SetOutput(stderr)
+	limits := responder.DefaultLimits()
+	if *unlimited {
+		limits = responder.Limits{}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err := vmlink.Run(ctx, vmlink.Options{
+		Dir: flags.Arg(0), User: *account, Limits: limits, Notify: os.Getenv("NOTIFY_SOCKET"), Log: log,
+	})
+	if err != nil {
+		log.Error(err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,274 @@
+package responder
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// FrameConn carries the frames of one link, each with its Ethernet header.
+// WriteFrame and Close may be called while another goroutine reads.
+type FrameConn interface {
+	// ReadFrame waits for a frame and copies it into buf; what does not fit is
+	// cut off. Its error is final: the link is gone, or Close was called.
+	ReadFrame(buf []byte) (int, error)
+	// WriteFrame sends a frame or fails at once; it never waits for the guest.
+	WriteFrame(frame []byte) error
+	Close() error
+}
+
+const (
+	// maxFrame is the longest frame that is read, in bytes.
+	maxFrame = 2048
+
+	// History is how many exchanges Last returns at most.
+	History = 16
+
+	// After stormFrames refused frames in a row the pump rests for stormRest,
+	// and the kernel drops what the socket's buffer does not hold: a guest that
+	// floods costs a few percent of a core and not all of it.
+	stormFrames = 64
+	stormRest   = 10 * time.Millisecond
+
+	// logEvery is the shortest time between two log lines on the same matter.
+	logEvery = time.Minute
+)
+
+// Unsolicited router advertisements (RFC 4861 §6.2.1, §6.2.4, §10).
+const (
+	raMax          = 600 * time.Second // MaxRtrAdvInterval
+	raMin          = 200 * time.Second // MinRtrAdvInterval
+	raInitial      = 16 * time.Second  // MAX_INITIAL_RTR_ADVERT_INTERVAL
+	raInitialCount = 3                 // MAX_INITIAL_RTR_ADVERTISEMENTS
+	raSpacing      = 3 * time.Second   // MIN_DELAY_BETWEEN_RAS
+)
+
+// Counters say what became of the frames of one link since the server was made.
+type Counters struct {
+	Verdicts    [NumVerdicts]uint64 // every frame that was judged and not limited
+	RateLimited uint64              // above the limit of its class: not answered
+	SendFailed  uint64              // answers and advertisements that the kernel did not take
+	Panics      uint64              // frames that broke the responder: a bug, not answered
+}
+
+// Exchange is one frame of a protocol that the responder speaks and what became
+// of it.
+type Exchange struct {
+	At      time.Time
+	Verdict Verdict
+}
+
+// Server answers the frames of one link. It allocates nothing per frame.
+type Server struct {
+	conn FrameConn
+	log  logrus.FieldLogger
+	link atomic.Pointer[Link]
+
+	swapped chan struct{} // of size 1: a new link is in place
+
+	verdicts    [NumVerdicts]atomic.Uint64
+	rateLimited atomic.Uint64
+	sendFailed  atomic.Uint64
+	panics      atomic.Uint64
+
+	mu   sync.Mutex
+	last [History]Exchange
+	seen int // exchanges so far; the newest is last[(seen-1)%History]
+
+	// The pump's own.
+	started time.Time
+	buckets [NumClasses]bucket
+	storms  [NumClasses]pacer
+	refused int // frames limited in a row
+}
+
+// pacer lets one log line through per logEvery.
+type pacer struct {
+	next time.Duration
+}
+
+func (p *pacer) ready(now time.Duration) bool {
+	if now < p.next {
+		return false
+	}
+	p.next = now + logEvery
+	return true
+}
+
+// NewServer makes the server of one link. It takes over conn: Run closes it.
+func NewServer(conn FrameConn, link *Link, limits Limits, log logrus.FieldLogger) *Server {
+	s := &Server{conn: conn, log: log, swapped: make(chan struct{}, 1), started: time.Now()}
+	s.link.Store(link)
+	for c := range s.buckets {
+		s.buckets[c] = newBucket(limits[c])
+	}
+	return s
+}
+
+// Swap replaces the link between two frames; a router advertisement that tells
+// the guest follows at once.
+func (s *Server) Swap(link *Link) {
+	s.link.Store(link)
+	select {
+	case s.swapped <- struct{}{}:
+	default: // one is pending, and will see this link
+	}
+}
+
+// Run answers frames and advertises the router until ctx ends (then it returns
+// nil) or the connection breaks (then it returns why). It sends nothing when it
+// ends: to the guest a restart is invisible. Call it once.
+func (s *Server) Run(ctx context.Context) error {
+	inner, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.advertise(inner) })
+	err := s.pump(inner)
+	cancel()
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) pump(ctx context.Context) error {
+	in, out := make([]byte, maxFrame), make([]byte, MaxReply)
+	rest := time.NewTimer(stormRest)
+	defer rest.Stop()
+	for {
+		n, err := s.conn.ReadFrame(in)
+		if err != nil {
+			return fmt.Errorf("read a frame: %w", err)
+		}
+		if s.handle(in[:n], out) {
+			s.refused = 0
+			continue
+		}
+		if s.refused++; s.refused < stormFrames {
+			continue
+		}
+		s.refused = 0
+		rest.Reset(stormRest)
+		select {
+		case <-rest.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// handle judges one frame and sends the answer. A frame above the limit of its
+// class counts as limited and nothing else; only then the result is false.
+func (s *Server) handle(frame, out []byte) bool {
+	reply, v, ok := s.respond(frame, out)
+	if !ok {
+		return true
+	}
+	at := time.Now()
+	now := at.Sub(s.started)
+	class := v.Class()
+	if !s.buckets[class].take(now) {
+		s.rateLimited.Add(1)
+		if s.storms[class].ready(now) {
+			s.log.WithField("class", class.String()).Warn("the guest sends more requests than are answered: those above the limit are dropped and counted as rate_limited")
+		}
+		return false
+	}
+	s.verdicts[v].Add(1)
+	if class != ClassNone {
+		s.mu.Lock()
+		s.last[s.seen%History] = Exchange{At: at, Verdict: v}
+		s.seen++
+		s.mu.Unlock()
+	}
+	if reply != nil {
+		s.send(reply)
+	}
+	return true
+}
+
+func (s *Server) send(frame []byte) {
+	if err := s.conn.WriteFrame(frame); err != nil {
+		// Counted, not logged: a guest that does not read its frames could
+		// fill the log with it.
+		s.sendFailed.Add(1)
+	}
+}
+
+// respond asks the link. The core does not panic on any frame; should it after
+// all, the guest loses this answer and not its network.
+func (s *Server) respond(frame, out []byte) (reply []byte, v Verdict, ok bool) {
+	defer s.survive()
+	reply, v = s.link.Load().Respond(frame, out)
+	return reply, v, true
+}
+
+// survive is deferred. The log has the first panic; the counter has them all.
+func (s *Server) survive() {
+	if p := recover(); p != nil && s.panics.Add(1) == 1 {
+		s.log.WithField("panic", fmt.Sprint(p)).Error("a frame broke the responder: please report this as a bug")
+	}
+}
+
+// advertise sends router advertisements until ctx ends, then closes the
+// connection, which ends the pump.
+func (s *Server) advertise(ctx context.Context) {
+	out := make([]byte, MaxReply)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	initial := raInitialCount
+	var sent time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			if err := s.conn.Close(); err != nil {
+				s.log.WithError(err).Debug("close the packet socket")
+			}
+			return
+		case <-s.swapped:
+			initial = raInitialCount
+			timer.Reset(max(0, raSpacing-time.Since(sent)))
+		case <-timer.C:
+			if ra := s.unsolicited(out); ra != nil {
+				s.send(ra)
+			}
+			sent = time.Now()
+			wait := raMin + rand.N(raMax-raMin)
+			if initial--; initial > 0 {
+				wait = min(wait, raInitial)
+			}
+			timer.Reset(wait)
+		}
+	}
+}
+
+func (s *Server) unsolicited(out []byte) []byte {
+	defer s.survive()
+	return s.link.Load().Unsolicited(out)
+}
+
+// Close closes the connection of a server that does not Run.
+func (s *Server) Close() error { return s.conn.Close() }
+
+// Counters returns the counters as they are now.
+func (s *Server) Counters() Counters {
+	c := Counters{RateLimited: s.rateLimited.Load(), SendFailed: s.sendFailed.Load(), Panics: s.panics.Load()}
+	for v := range c.Verdicts {
+		c.Verdicts[v] = s.verdicts[v].Load()
+	}
+	return c
+}
+
+// Last appends the last exchanges to dst, oldest first, History at most.
+func (s *Server) Last(dst []Exchange) []Exchange {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := max(0, s.seen-History); i < s.seen; i++ {
+		dst = append(dst, s.last[i%History])
+	}
+	return dst
+}

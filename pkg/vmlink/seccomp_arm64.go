@@ -1,0 +1,6 @@
+package vmlink
+
+import "golang.org/x/sys/unix"
+
+// auditArch is this machine's number in struct seccomp_data.
+const auditArch = unix.AUDIT_ARCH_AARCH64
