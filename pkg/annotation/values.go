@@ -1,0 +1,294 @@
+package annotation
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/slash32/slash32/pkg/problem"
+)
+
+// ValidNetworkName tells whether s can name a network: a letter or digit, then
+// up to 31 letters, digits, dots, dashes and underscores.
+func ValidNetworkName(s string) bool {
+	return len(s) > 0 && len(s) <= 32 && s[0] != '-' && s[0] != '.' && s[0] != '_' &&
+		!strings.ContainsFunc(s, func(c rune) bool { return !strings.ContainsRune(nameChars, c) })
+}
+
+// guestAddr reads one address that a VM can have.
+func (in *interpreter) guestAddr(a attr, v string) (netip.Addr, bool) {
+	if v == "auto" {
+		in.add(problem.EUnsupported, a.line, a.name+` "auto": this version does not allocate addresses`, "write the address itself")
+		return netip.Addr{}, false
+	}
+	ip, ok := in.addr(a, v, "write an address like 203.0.113.42 or 2001:db8::42")
+	if !ok {
+		return ip, false
+	}
+	if is := unfit(ip); is != "" {
+		in.bad(a, v, is+", which no VM can have", "write an address that is routed to this host")
+		return ip, false
+	}
+	return ip, true
+}
+
+// unfit says why ip cannot be a VM's own; "" when it can.
+func unfit(ip netip.Addr) string {
+	switch {
+	case ip.IsUnspecified():
+		return "is the unspecified address"
+	case ip.IsLoopback():
+		return "is a loopback address"
+	case ip.IsMulticast():
+		return "is a multicast address"
+	case ip.IsLinkLocalUnicast():
+		return "is a link-local address"
+	case ip.Is4() && (ip.As4()[0] == 0 || ip.As4()[0] >= 240):
+		return "is a reserved address (RFC 1122 §3.2.1.3, RFC 1112 §4)"
+	case ip.Is6() && embedded.Contains(ip):
+		return "is a reserved address (RFC 4291 §2.5.5)"
+	}
+	return ""
+}
+
+// embedded holds ::a.b.c.d, deprecated; ::ffff:a.b.c.d is refused before.
+var embedded = netip.MustParsePrefix("::/96")
+
+// addr reads any address, and says what is the matter with what is almost one.
+func (in *interpreter) addr(a attr, v, otherwise string) (netip.Addr, bool) {
+	ip, err := netip.ParseAddr(v)
+	switch {
+	case err != nil:
+		if host, _, cut := strings.Cut(v, "/"); cut {
+			if h, err := netip.ParseAddr(host); err == nil && h.Zone() == "" {
+				in.bad(a, v, "has a prefix length", "write the address alone: "+h.String())
+				return ip, false
+			}
+		}
+		if plain, ok := withoutZeros(v); ok {
+			in.bad(a, v, "has leading zeros, which some programs read as octal", "write "+plain)
+			return ip, false
+		}
+		in.bad(a, v, "is not an IP address", otherwise)
+		return ip, false
+	case ip.Zone() != "":
+		in.bad(a, v, "has a zone", "write "+ip.WithZone("").String())
+		return ip, false
+	case ip.Is4In6():
+		in.bad(a, v, "is an IPv4 address in IPv6 form", "write "+ip.Unmap().String())
+		return ip, false
+	}
+	return ip, true
+}
+
+func withoutZeros(v string) (string, bool) {
+	parts := strings.Split(v, ".")
+	if len(parts) != 4 {
+		return "", false
+	}
+	for i, p := range parts {
+		n, err := strconv.ParseUint(p, 10, 8)
+		if err != nil {
+			return "", false
+		}
+		parts[i] = strconv.FormatUint(n, 10)
+	}
+	return strings.Join(parts, "."), true
+}
+
+// servers reads a list of DNS or NTP servers and adds it to have.
+func (in *interpreter) servers(a attr, have []netip.Addr) []netip.Addr {
+	for _, v := range in.list(a, MaxServers) {
+		ip, ok := in.addr(a, v, "write its address; names are not looked up")
+		if !ok {
+			continue
+		}
+		switch {
+		case ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || (ip.Is4() && (ip.As4()[0] == 0 || ip.As4()[0] >= 240)):
+			in.bad(a, v, "is not an address that a guest can reach", "write the server's own address")
+		case slices.Contains(have, ip):
+			in.add(problem.EDuplicate, a.line, fmt.Sprintf("%s %s is given twice", a.name, ip), "remove one")
+		case len(have) == MaxServers:
+			in.tooMany(a.line, "servers of one kind", MaxServers)
+			return have
+		default:
+			have = append(have, ip)
+		}
+	}
+	return have
+}
+
+func (in *interpreter) search(a attr, have []string) []string {
+	for _, v := range in.list(a, MaxSearch) {
+		d := in.domainName(a, v)
+		switch {
+		case d == "":
+		case slices.Contains(have, d):
+			in.add(problem.EDuplicate, a.line, fmt.Sprintf("search domain %s is given twice", d), "remove one")
+		case len(have) == MaxSearch:
+			in.tooMany(a.line, "search domains", MaxSearch)
+			return have
+		default:
+			have = append(have, d)
+		}
+	}
+	return have
+}
+
+// prefixOf reads a prefix whose host bits are zero.
+func (in *interpreter) prefixOf(a attr) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(a.value)
+	if err != nil {
+		fix := "write address/length, like " + map[bool]string{true: "10.20.0.0/16", false: "2001:db8:1:a0::/60"}[a.name == "to"]
+		if ip, err := netip.ParseAddr(a.value); err == nil && ip.Zone() == "" {
+			fix = fmt.Sprintf("write %s/%d", ip, ip.BitLen())
+		}
+		in.bad(a, a.value, "is not a prefix", fix)
+		return p, false
+	}
+	if p.Addr().Is4In6() {
+		in.bad(a, a.value, "is an IPv4 prefix in IPv6 form", "write it as IPv4")
+		return p, false
+	}
+	if p != p.Masked() {
+		in.bad(a, a.value, "has bits set beyond its length", "write "+p.Masked().String())
+		return p, false
+	}
+	return p, true
+}
+
+func (in *interpreter) route(a attr) (netip.Prefix, bool) {
+	p, ok := in.prefixOf(a)
+	switch ip := p.Addr(); {
+	case !ok:
+		return p, false
+	case p.Bits() == 0:
+		in.bad(a, a.value, "is the default route, which the guest gets anyway", "remove it")
+		return p, false
+	case ip.IsLoopback() || ip.IsMulticast() || ip.IsLinkLocalUnicast():
+		in.bad(a, a.value, "is nothing that a gateway forwards", "remove it")
+		return p, false
+	}
+	return p, true
+}
+
+func (in *interpreter) prefix(e element, net attr, got map[string]attr) (Prefix, bool) {
+	p, ok := in.prefixOf(net)
+	if !ok {
+		return Prefix{}, false
+	}
+	if p.Addr().Is4() {
+		in.bad(net, net.value, "is an IPv4 prefix; only IPv6 prefixes are delegated", `write each IPv4 address as <address ip="..."/>`)
+		return Prefix{}, false
+	}
+	out := Prefix{Line: e.line, Net: p}
+	mode, ok := got["mode"]
+	if !ok {
+		in.add(problem.EValue, e.line, fmt.Sprintf("%s has no %s \"mode\"", in.tag("prefix"), in.form.attr), "write slaac, delegate or route")
+		return Prefix{}, false
+	}
+	if out.Mode = in.word(mode, "slaac", "delegate", "route"); out.Mode == "" {
+		return Prefix{}, false
+	}
+	if l, ok := got["length"]; ok {
+		n, err := strconv.ParseUint(l.value, 10, 8)
+		if err != nil || int(n) < p.Bits() || n > 128 {
+			in.bad(l, l.value, fmt.Sprintf("is not a length from %d to 128", p.Bits()), "write a number, like 64")
+			return Prefix{}, false
+		}
+		out.Length = uint8(n)
+	}
+	return out, true
+}
+
+func (in *interpreter) nat(a attr) string {
+	switch a.value {
+	case "snat":
+		in.add(problem.EUnsupported, a.line, a.name+` "snat": this version does not translate to a fixed address`, "write masquerade or none")
+		return ""
+	case "private", "all":
+		in.bad(a, a.value, "is a network's setting in slash32.yaml", "write masquerade or none, or leave it out to do as the network says")
+		return ""
+	}
+	return in.word(a, "none", "masquerade")
+}
+
+func (in *interpreter) forward(e element, got map[string]attr) (Forward, bool) {
+	f := Forward{Line: e.line, Proto: "tcp"}
+	if a, ok := got["proto"]; ok {
+		if f.Proto = in.word(a, "tcp", "udp"); f.Proto == "" {
+			return f, false
+		}
+	}
+	var ok bool
+	if f.Port, ok = in.port(got["port"]); !ok {
+		return f, false
+	}
+	f.To = f.Port
+	if a, has := got["to"]; has {
+		f.To, ok = in.port(a)
+	}
+	return f, ok
+}
+
+func (in *interpreter) port(a attr) (uint16, bool) {
+	v, err := strconv.ParseUint(a.value, 10, 16)
+	if err != nil || v == 0 {
+		in.bad(a, a.value, "is not a port from 1 to 65535", "write a number, like 22")
+		return 0, false
+	}
+	return uint16(v), true
+}
+
+// hostname reads one label (RFC 1123 §2.1).
+func (in *interpreter) hostname(a attr) string {
+	if label(a.value) {
+		return a.value
+	}
+	fix := "use letters, digits and dashes, at most 63"
+	if first, rest, ok := strings.Cut(a.value, "."); ok && label(first) && domain(rest) {
+		fix = fmt.Sprintf("write hostname=%q domain=%q", first, rest)
+	}
+	in.bad(a, a.value, "is not a host name", fix)
+	return ""
+}
+
+// domainName reads a domain's name, without the final dot; "" when it is none.
+func (in *interpreter) domainName(a attr, v string) string {
+	d := strings.TrimSuffix(v, ".")
+	if !domain(d) {
+		in.bad(a, v, "is not a domain name", "write it like example.org; international names in their xn-- form")
+		return ""
+	}
+	return strings.ToLower(d)
+}
+
+// ValidDomain tells whether s is a domain name of letters, digits and dashes,
+// without a final dot, that DNS can carry.
+func ValidDomain(s string) bool { return domain(s) }
+
+func domain(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	for l := range strings.SplitSeq(s, ".") {
+		if !label(l) {
+			return false
+		}
+	}
+	return true
+}
+
+func label(s string) bool {
+	if len(s) == 0 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
