@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/txtar"
-	
+
 	"github.com/slash32/slash32/pkg/annotation"
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/problem"

@@ -13,6 +13,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/names"
 	"github.com/slash32/slash32/pkg/problem"
 )
 
@@ -240,13 +241,11 @@ func (r *reader) metadata(e xml.StartElement, line int) error {
 
 // setCommand is the command that writes an annotation as it should be.
 func setCommand(name string) string {
-	if name == "" || strings.ContainsFunc(name, func(c rune) bool { return !strings.ContainsRune(nameChars, c) }) {
+	if !names.Safe(name) {
 		name = "VM" // anything else would need a shell's quotes
 	}
 	return fmt.Sprintf(`virsh metadata %s --uri %s --key %s --set '<network ipv4="203.0.113.42"/>' --config`, name, marks.Namespace, prefix)
 }
-
-const nameChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 
 // element reads one element of the annotation with all below it.
 func (r *reader) element(e xml.StartElement, line int) (element, error) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/names"
 	"github.com/slash32/slash32/pkg/problem"
 )
 
@@ -177,7 +178,7 @@ func (in *interpreter) ifaceAttr(i *Interface, a attr) {
 		}
 		i.MAC = m
 	case "network":
-		if !ValidNetworkName(a.value) {
+		if !names.Network(a.value) {
 			in.bad(a, a.value, "is not the name of a network", "use a name that slash32.yaml has under networks")
 			return
 		}

@@ -7,15 +7,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/slash32/slash32/pkg/names"
 	"github.com/slash32/slash32/pkg/problem"
 )
-
-// ValidNetworkName tells whether s can name a network: a letter or digit, then
-// up to 31 letters, digits, dots, dashes and underscores.
-func ValidNetworkName(s string) bool {
-	return len(s) > 0 && len(s) <= 32 && s[0] != '-' && s[0] != '.' && s[0] != '_' &&
-		!strings.ContainsFunc(s, func(c rune) bool { return !strings.ContainsRune(nameChars, c) })
-}
 
 // guestAddr reads one address that a VM can have.
 func (in *interpreter) guestAddr(a attr, v string) (netip.Addr, bool) {
@@ -244,11 +238,11 @@ func (in *interpreter) port(a attr) (uint16, bool) {
 
 // hostname reads one label (RFC 1123 §2.1).
 func (in *interpreter) hostname(a attr) string {
-	if label(a.value) {
+	if names.Label(a.value) {
 		return a.value
 	}
 	fix := "use letters, digits and dashes, at most 63"
-	if first, rest, ok := strings.Cut(a.value, "."); ok && label(first) && domain(rest) {
+	if first, rest, ok := strings.Cut(a.value, "."); ok && names.Label(first) && names.Domain(rest) {
 		fix = fmt.Sprintf("write hostname=%q domain=%q", first, rest)
 	}
 	in.bad(a, a.value, "is not a host name", fix)
@@ -258,37 +252,9 @@ func (in *interpreter) hostname(a attr) string {
 // domainName reads a domain's name, without the final dot; "" when it is none.
 func (in *interpreter) domainName(a attr, v string) string {
 	d := strings.TrimSuffix(v, ".")
-	if !domain(d) {
+	if !names.Domain(d) {
 		in.bad(a, v, "is not a domain name", "write it like example.org; international names in their xn-- form")
 		return ""
 	}
 	return strings.ToLower(d)
-}
-
-// ValidDomain tells whether s is a domain name of letters, digits and dashes,
-// without a final dot, that DNS can carry.
-func ValidDomain(s string) bool { return domain(s) }
-
-func domain(s string) bool {
-	if len(s) > 253 {
-		return false
-	}
-	for l := range strings.SplitSeq(s, ".") {
-		if !label(l) {
-			return false
-		}
-	}
-	return true
-}
-
-func label(s string) bool {
-	if len(s) == 0 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
 }
