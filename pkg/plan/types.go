@@ -19,6 +19,12 @@ type Facts struct {
 	Uplink4, Uplink6 string
 	// MTU by interface name, for uplinks (bytes).
 	MTU map[string]uint16
+	// AcceptRA are the interfaces by which the host itself has a default route
+	// from router advertisements that the kernel handles (accept_ra 1 or 2): with
+	// 1 they would lose it once IPv6 forwarding is on.
+	AcceptRA []string
+	// NoIPv6 is true where the kernel runs without IPv6.
+	NoIPv6 bool
 	// Resolvers are the host's upstream DNS servers, never loopback ones.
 	Resolvers []netip.Addr
 }

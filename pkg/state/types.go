@@ -18,8 +18,8 @@ type State struct {
 	Neighs  map[NeighKey]mac.Addr // permanent neighbours on bridges
 	Routes  map[Route]struct{}    // protocol 32, any table
 	Rules   map[Rule]struct{}     // protocol 32
-	// Skeleton names the version (a hash) of the static part of table inet
-	// slash32: "" when there is no table, or not as we make it.
+	// Skeleton names the version of the static part of table inet slash32: ""
+	// when there is no table, another name when it is not as we make it.
 	Skeleton string
 	Elems    map[Elem]struct{} // elements of the table's sets and maps
 }
@@ -32,6 +32,10 @@ type Link struct {
 	MAC   mac.Addr // the bridge's own address
 	MTU   uint16
 	Up    bool
+	// Deviates names the bridge options that are not as ours always are
+	// ("stp", "mcast_snooping"), sorted, joined by ",": "" when all are. It is
+	// never planned.
+	Deviates string
 	// Ports are the names of the interfaces in the bridge, sorted, joined by
 	// ",": read only, never planned and not part of Diff.
 	Ports string
@@ -94,8 +98,15 @@ const (
 	SetSpoofMAC = "spoof_mac" // ifname, with a counter: dropped for their MAC
 )
 
-// Scope restricts a read to some bridges. The zero value is everything.
-type Scope struct{ Links []string }
+// Scope restricts a read. The zero value is everything that is ours.
+type Scope struct {
+	// Links, when there are any, are the only bridges whose objects are read.
+	// Such a read has no rules; it has the skeleton, which is the host's.
+	Links []string
+	// Sysctls are paths below /proc/sys to read beside those of the bridges,
+	// which are always read.
+	Sysctls []string
+}
 
 // Verb is what a Change does.
 type Verb string
@@ -110,9 +121,10 @@ const (
 )
 
 // Change is one step from one state to another. Exactly one of the pointers is
-// set; Old is what a Replace of a route or link finds there.
+// set. Was says what a Replace finds there, for messages only.
 type Change struct {
 	Verb     Verb
+	Was      string
 	Link     *Link
 	Sysctl   *Sysctl
 	Addr     *Addr
@@ -125,7 +137,10 @@ type Change struct {
 }
 
 // Sysctl is one path below /proc/sys and its value.
-type Sysctl struct{ Path, Value string }
+type Sysctl struct {
+	Path  string `json:"path"`
+	Value string `json:"value"`
+}
 
 // Neigh is one neighbour entry.
 type Neigh struct {

@@ -1,0 +1,356 @@
+package plan
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/intent"
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/responder"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// Skeleton is the version of the static part of table inet slash32. It ends
+// with a hash of what package kernel makes; a test there fails when they part.
+const Skeleton = "v1-00000000"
+
+// MetricLocal is the metric of the routes of a network with "announce: false":
+// they are ours like the others, and a routing daemon's filter that takes
+// metrics up to marks.RouteMetric leaves them out.
+const MetricLocal = 2 * marks.RouteMetric
+
+const (
+	defaultMTU = 1500 // bytes, when neither NIC, network nor uplink say
+	minMTU6    = 1280 // RFC 8200 §5: below it the kernel has no IPv6 on a link
+
+	// routerLifetime is how long a guest keeps its default route after the last
+	// router advertisement, in seconds: three times the default
+	// MaxRtrAdvInterval (RFC 4861 §6.2.1).
+	routerLifetime = 1800
+
+	defaultLease = time.Hour
+)
+
+// Build plans the network of the VMs, all of them: whatever is not in the
+// result has no place on the host. The order of vms does not matter.
+func Build(vms []intent.VM, c config.Config, f Facts) Desired {
+	b := builder{
+		config:  c,
+		facts:   f,
+		tables:  Tables(c),
+		gateway: mac.MustParse(marks.GatewayMAC),
+		state:   state.New(),
+	}
+	d := Desired{State: b.state, Bindings: map[uuid.UUID]responder.Binding{}}
+	if len(vms) == 0 {
+		return d
+	}
+	for _, vm := range vms {
+		d.Bindings[vm.UUID] = b.vm(vm)
+	}
+	b.host()
+	d.State.Skeleton = Skeleton
+	return d
+}
+
+// Prepare is the part of a plan that must stand before a guest's first frame:
+// bridges, settings, gateway addresses and the skeleton, which lets nothing
+// through until the elements are there.
+func Prepare(d Desired) state.State {
+	s := state.New()
+	s.Links = maps.Clone(d.State.Links)
+	s.Sysctls = maps.Clone(d.State.Sysctls)
+	s.Addrs = maps.Clone(d.State.Addrs)
+	s.Skeleton = d.State.Skeleton
+	return s
+}
+
+// Tables lists the routing tables other than main that the configuration's
+// networks name, sorted. A table's place in it decides its rules' priorities
+// and its mark.
+func Tables(c config.Config) []config.Table {
+	var t []config.Table
+	for _, n := range c.Networks {
+		if n.Table != config.TableMain && n.Table != 0 {
+			t = append(t, n.Table)
+		}
+	}
+	slices.Sort(t)
+	return slices.Compact(t)
+}
+
+// Uplinks names the interfaces that a network's traffic leaves by, per family;
+// "" when there is none.
+func Uplinks(n config.Network, f Facts) (uplink4, uplink6 string) {
+	if n.Uplink == "auto" || n.Uplink == "" {
+		return f.Uplink4, f.Uplink6
+	}
+	return n.Uplink, n.Uplink
+}
+
+type builder struct {
+	config  config.Config
+	facts   Facts
+	tables  []config.Table
+	gateway mac.Addr
+	state   state.State
+}
+
+func (b *builder) vm(vm intent.VM) responder.Binding {
+	bind := responder.Binding{
+		Version: responder.BindingVersion,
+		UUID:    vm.UUID.String(),
+		Name:    vm.Name,
+		NICs:    make([]responder.NIC, 0, len(vm.NICs)),
+	}
+	for _, n := range vm.NICs {
+		mtu := b.mtu(n)
+		b.link(vm, n, mtu)
+		b.policy(n)
+		b.guard(n)
+		for _, a := range n.Addrs4 {
+			b.address(n, a)
+		}
+		if b.ipv6(mtu) {
+			for _, a := range n.Addrs6 {
+				b.address(n, a)
+			}
+		}
+		bind.NICs = append(bind.NICs, b.binding(vm, n, mtu))
+	}
+	return bind
+}
+
+func (b *builder) ipv6(mtu uint16) bool { return !b.facts.NoIPv6 && mtu >= minMTU6 }
+
+func (b *builder) mtu(n intent.NIC) uint16 {
+	up4, up6 := Uplinks(n.Network, b.facts)
+	for _, m := range []uint16{n.MTU, n.Network.MTU, b.facts.MTU[up4], b.facts.MTU[up6]} {
+		if m != 0 {
+			return m
+		}
+	}
+	return defaultMTU
+}
+
+// link plans the bridge: the host's end of the VM's own link. The responder
+// speaks for it, so the kernel is kept from answering ARP (arp_ignore 8), from
+// making itself a link-local address (addr_gen_mode 1) and from believing a
+// guest's router advertisements.
+func (b *builder) link(vm intent.VM, n intent.NIC, mtu uint16) {
+	b.state.Links[n.Bridge] = state.Link{
+		Name:  n.Bridge,
+		UUID:  vm.UUID.String(),
+		Guest: n.MAC,
+		MAC:   b.gateway,
+		MTU:   mtu,
+		Up:    true,
+	}
+	set := func(path, value string) { b.state.Sysctls[path] = value }
+	v4 := "net/ipv4/conf/" + n.Bridge + "/"
+	set(v4+"arp_ignore", "8")
+	set(v4+"forwarding", "1")
+	set(v4+"rp_filter", "1")
+	set(v4+"send_redirects", "0")
+	if n.Network.Gateway4.IsValid() {
+		b.gatewayAddr(n.Bridge, n.Network.Gateway4, 32)
+	}
+	if !b.ipv6(mtu) {
+		return
+	}
+	v6 := "net/ipv6/conf/" + n.Bridge + "/"
+	set(v6+"accept_ra", "0")
+	set(v6+"addr_gen_mode", "1")
+	set(v6+"disable_ipv6", "0")
+	set(v6+"forwarding", "1")
+	if n.Network.Gateway6.IsValid() {
+		b.gatewayAddr(n.Bridge, n.Network.Gateway6, 64)
+	}
+}
+
+func (b *builder) gatewayAddr(link string, a netip.Addr, bits int) {
+	b.state.Addrs[state.Addr{Link: link, Prefix: netip.PrefixFrom(a, bits)}] = struct{}{}
+}
+
+// policy plans the two rules per table and the mark of the bridge. The first
+// rule finds the addresses in the table for everybody; the second sends what
+// the VM sends by the table's default route.
+func (b *builder) policy(n intent.NIC) {
+	i := slices.Index(b.tables, n.Network.Table)
+	if i < 0 || i >= marks.RulePriorityRange {
+		return
+	}
+	mark := uint32(i+1) << marks.FwmarkShift
+	for _, family := range []int{familyIPv4, familyIPv6} {
+		if family == familyIPv6 && b.facts.NoIPv6 {
+			continue
+		}
+		b.rule(state.Rule{
+			Family:          family,
+			Priority:        marks.RulePriorityConnected + i,
+			Table:           uint32(n.Network.Table),
+			SuppressDefault: true,
+		})
+		b.rule(state.Rule{
+			Family:   family,
+			Priority: marks.RulePriorityMarked + i,
+			Mark:     mark,
+			Table:    uint32(n.Network.Table),
+		})
+	}
+	b.elem(state.Elem{Set: state.SetMark, Link: n.Bridge, Mark: mark})
+}
+
+// AF_INET and AF_INET6, as state.Rule has them.
+const (
+	familyIPv4 = 2
+	familyIPv6 = 10
+)
+
+func (b *builder) rule(r state.Rule) { b.state.Rules[r] = struct{}{} }
+
+func (b *builder) elem(e state.Elem) { b.state.Elems[e] = struct{}{} }
+
+// guard plans who may send on the bridge and where what others send is
+// counted.
+func (b *builder) guard(n intent.NIC) {
+	b.elem(state.Elem{Set: state.SetGuardMAC, Link: n.Bridge, MAC: n.MAC})
+	for _, set := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC} {
+		b.elem(state.Elem{Set: set, Link: n.Bridge})
+	}
+}
+
+// address plans one address of the guest.
+func (b *builder) address(n intent.NIC, a netip.Addr) {
+	host := netip.PrefixFrom(a, a.BitLen())
+	guard, masq := state.SetGuard4, state.SetMasq4
+	uplink, uplink6 := Uplinks(n.Network, b.facts)
+	if a.Is6() {
+		guard, masq, uplink = state.SetGuard6, state.SetMasq6, uplink6
+	}
+	b.elem(state.Elem{Set: guard, Link: n.Bridge, Addr: host})
+	if uplink != "" && masqueraded(n.NAT, a) {
+		b.elem(state.Elem{Set: masq, Link: uplink, Addr: host})
+	}
+	b.state.Neighs[state.NeighKey{Link: n.Bridge, IP: a}] = n.MAC
+	r := state.Route{Dst: host, Table: uint32(n.Network.Table), Metric: marks.RouteMetric, Link: n.Bridge}
+	if r.Table == 0 {
+		r.Table = uint32(config.TableMain)
+	}
+	if !n.Network.Announce {
+		r.Metric = MetricLocal
+	}
+	b.state.Routes[r] = struct{}{}
+}
+
+// sharedSpace is RFC 6598.
+var sharedSpace = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
+
+func masqueraded(nat config.NAT, a netip.Addr) bool {
+	switch nat {
+	case config.NATAll:
+		return true
+	case config.NATPrivate:
+		return a.IsPrivate() || sharedSpace.Contains(a)
+	}
+	return false
+}
+
+// host plans what is the whole host's. Package state sets the forwarding
+// switches after accept_ra, else the host would lose its own default route.
+func (b *builder) host() {
+	if b.config.Forwarding != "manage" {
+		return
+	}
+	b.state.Sysctls["net/ipv4/ip_forward"] = "1"
+	if b.facts.NoIPv6 {
+		return
+	}
+	b.state.Sysctls["net/ipv6/conf/all/forwarding"] = "1"
+	for _, name := range b.facts.AcceptRA {
+		b.state.Sysctls["net/ipv6/conf/"+name+"/accept_ra"] = "2"
+	}
+}
+
+func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC {
+	lease := seconds(n)
+	dns := n.DNS
+	if len(dns) == 0 {
+		dns = n.Network.DNS
+	}
+	if len(dns) == 0 {
+		dns = b.facts.Resolvers
+	}
+	dns4, dns6 := byFamily(dns)
+	ntp4, ntp6 := byFamily(n.NTP)
+	out := responder.NIC{
+		Bridge:     n.Bridge,
+		GuestMAC:   n.MAC,
+		GatewayMAC: b.gateway,
+		MTU:        mtu,
+		Hostname:   vm.Hostname,
+		Domain:     vm.Domain,
+		Search:     slices.Clone(n.Search),
+		V4: responder.V4{
+			Gateway: n.Network.Gateway4,
+			DNS:     dns4,
+			NTP:     ntp4,
+			Lease:   lease,
+			T1:      lease / 2,
+			T2:      uint32(uint64(lease) * 7 / 8),
+		},
+		V6: responder.V6{
+			Gateway:   n.Network.Gateway6,
+			DNS:       dns6,
+			NTP:       ntp6,
+			Preferred: lease,
+			Valid:     lease,
+		},
+	}
+	for _, r := range n.Routes {
+		if r.Addr().Is4() {
+			out.V4.Routes = append(out.V4.Routes, r)
+		} else {
+			out.V6.Routes = append(out.V6.Routes, r)
+		}
+	}
+	if len(n.Addrs4) > 0 {
+		out.V4.Addr = n.Addrs4[0]
+		out.V4.Extra = slices.Clone(n.Addrs4[1:])
+	}
+	if len(n.Addrs6) > 0 && b.ipv6(mtu) {
+		out.V6.Addrs = slices.Clone(n.Addrs6)
+		out.V6.RouterLifetime = routerLifetime
+	}
+	return out
+}
+
+// seconds is the lease time. 0xffffffff would mean "for ever" (RFC 2131 §3.3,
+// RFC 8415 §7.7), so it is kept below.
+func seconds(n intent.NIC) uint32 {
+	lease := n.Lease
+	if lease <= 0 {
+		lease = n.Network.Lease
+	}
+	if lease <= 0 {
+		lease = defaultLease
+	}
+	return uint32(min(int64(lease/time.Second), 0xfffffffe))
+}
+
+func byFamily(addrs []netip.Addr) (v4, v6 []netip.Addr) {
+	for _, a := range addrs {
+		if a.Unmap().Is4() {
+			v4 = append(v4, a.Unmap())
+		} else {
+			v6 = append(v6, a)
+		}
+	}
+	return v4, v6
+}

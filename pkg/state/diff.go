@@ -1,0 +1,407 @@
+package state
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Diff lists the changes that lead from have to want, in the order in which
+// they are safe, the same for the same states.
+//
+// First what goes: routes (so that a routing daemon withdraws them; the kernel
+// announces no removal when a link goes), the tracked connections of their
+// addresses, elements, neighbours, rules, links. Then what comes: the skeleton,
+// links with their settings and only then up, other settings, addresses,
+// elements, neighbours, rules, and the routes last.
+//
+// An object whose key stays is replaced, not removed and added; where the
+// kernel cannot (a route that moves to another table, another rule with the same
+// priority), the old one goes last. A skeleton that
+// comes or changes brings every wanted element right behind it. Settings are
+// never removed. Neighbours and addresses of a link that goes, go with it.
+func Diff(have, want State) []Change {
+	d := differ{have: have, want: want}
+	d.deletes()
+	d.skeleton()
+	d.links()
+	d.addrs()
+	d.elems()
+	d.neighs()
+	d.rules()
+	d.routes()
+	return append(d.out, d.late...)
+}
+
+type differ struct {
+	have, want State
+	out        []Change
+	replaced   map[Route]Route // wanted route -> the one in its place
+	elemsDone  bool            // added with the skeleton
+	late       []Change        // deletes of what something else takes the place of
+}
+
+func (d *differ) add(c Change) { d.out = append(d.out, c) }
+
+// linkGoes tells whether the link is there and not wanted.
+func (d *differ) linkGoes(name string) bool {
+	_, had := d.have.Links[name]
+	_, wanted := d.want.Links[name]
+	return had && !wanted
+}
+
+func (d *differ) deletes() {
+	d.pairRoutes()
+	taken := map[Route]bool{}
+	for _, old := range d.replaced {
+		taken[old] = true
+	}
+	wantedOn := map[netip.Prefix]map[string]bool{}
+	for r := range d.want.Routes {
+		if wantedOn[r.Dst] == nil {
+			wantedOn[r.Dst] = map[string]bool{}
+		}
+		wantedOn[r.Dst][r.Link] = true
+	}
+	var flush []netip.Addr
+	for _, r := range sorted(d.have.Routes, compareRoute) {
+		if _, ok := d.want.Routes[r]; ok || taken[r] {
+			continue
+		}
+		c := Change{Verb: Delete, Route: &r}
+		if wantedOn[r.Dst][r.Link] {
+			d.late = append(d.late, c)
+			continue
+		}
+		d.add(c)
+		if r.Dst.IsSingleIP() {
+			flush = append(flush, r.Dst.Addr())
+		}
+	}
+	d.flush(flush)
+
+	if !d.skeletonGoes() && !d.skeletonComes() {
+		keys := elemKeys(d.want.Elems)
+		for _, e := range sorted(d.have.Elems, compareElem) {
+			if _, ok := keys[e.key()]; !ok {
+				d.add(Change{Verb: Delete, Elem: &e})
+			}
+		}
+	}
+	for _, k := range sorted(d.have.Neighs, compareNeigh) {
+		if _, ok := d.want.Neighs[k]; !ok && !d.linkGoes(k.Link) {
+			d.add(Change{Verb: Delete, Neigh: &Neigh{NeighKey: k, MAC: d.have.Neighs[k]}})
+		}
+	}
+	places := map[[2]int]bool{}
+	for r := range d.want.Rules {
+		places[[2]int{r.Family, r.Priority}] = true
+	}
+	for _, r := range sorted(d.have.Rules, compareRule) {
+		if _, ok := d.want.Rules[r]; ok {
+			continue
+		}
+		c := Change{Verb: Delete, Rule: &r}
+		if places[[2]int{r.Family, r.Priority}] {
+			d.late = append(d.late, c)
+			continue
+		}
+		d.add(c)
+	}
+	for _, n := range sorted(d.have.Links, strings.Compare) {
+		if l := d.have.Links[n]; d.linkGoes(n) {
+			d.add(Change{Verb: Delete, Link: &l})
+		}
+	}
+}
+
+func (d *differ) flush(addrs []netip.Addr) {
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	for _, a := range slices.Compact(addrs) {
+		d.add(Change{Verb: Flush, Flow: &a})
+	}
+}
+
+// skeletonGoes tells whether the whole table is to be removed.
+func (d *differ) skeletonGoes() bool {
+	return d.have.Skeleton != "" && d.want.Skeleton == "" && len(d.want.Links) == 0
+}
+
+// skeletonComes tells whether the table is to be made (again).
+func (d *differ) skeletonComes() bool {
+	return d.want.Skeleton != "" && d.want.Skeleton != d.have.Skeleton
+}
+
+func (d *differ) skeleton() {
+	if d.skeletonGoes() {
+		d.add(Change{Verb: Delete, Skeleton: &d.have.Skeleton})
+		return
+	}
+	if !d.skeletonComes() {
+		return
+	}
+	c := Change{Verb: Add, Skeleton: &d.want.Skeleton}
+	if d.have.Skeleton != "" {
+		c.Verb, c.Was = Replace, d.have.Skeleton
+	}
+	d.add(c)
+	for _, e := range sorted(d.want.Elems, compareElem) {
+		d.add(Change{Verb: Add, Elem: &e})
+	}
+	d.elemsDone = true
+}
+
+// links makes and repairs the links. A link that comes up gets its settings
+// while it is down.
+func (d *differ) links() {
+	done := map[string]bool{} // sysctls that are dealt with
+	var up []Change
+	for _, n := range sorted(d.want.Links, strings.Compare) {
+		want := d.want.Links[n].planned()
+		l, there := d.have.Links[n]
+		have := l.planned()
+		if there && have == want {
+			continue
+		}
+		before := want
+		before.Up = there && have.Up && want.Up
+		switch {
+		case !there:
+			d.add(Change{Verb: Add, Link: &before})
+		case have != before:
+			d.add(Change{Verb: Replace, Was: have.diff(before), Link: &before})
+		}
+		if before.Up == want.Up {
+			continue
+		}
+		for p, v := range d.want.Sysctls {
+			if SysctlLink(p) == n && (!there || d.have.Sysctls[p] != v) {
+				done[p] = true
+			}
+		}
+		up = append(up, Change{Verb: Replace, Was: "down", Link: &want})
+	}
+	d.sysctls(func(p string) bool { return done[p] })
+	for _, c := range up {
+		d.add(c)
+	}
+	d.sysctls(func(p string) bool {
+		return !done[p] && d.have.Sysctls[p] != d.want.Sysctls[p]
+	})
+}
+
+// sysctls adds the settings that the filter takes, those that turn forwarding
+// on for the whole host last: what must be set before (accept_ra of the uplink)
+// is.
+func (d *differ) sysctls(take func(path string) bool) {
+	for _, p := range sorted(d.want.Sysctls, compareSysctl) {
+		if take(p) {
+			d.add(Change{Verb: Add, Was: d.have.Sysctls[p], Sysctl: &Sysctl{Path: p, Value: d.want.Sysctls[p]}})
+		}
+	}
+}
+
+// addrs adds before it deletes: when the last IPv4 address of a link goes, the
+// kernel drops the routes of the link.
+func (d *differ) addrs() {
+	for _, a := range sorted(d.want.Addrs, compareAddr) {
+		if _, ok := d.have.Addrs[a]; !ok {
+			d.add(Change{Verb: Add, Addr: &a})
+		}
+	}
+	for _, a := range sorted(d.have.Addrs, compareAddr) {
+		if _, ok := d.want.Addrs[a]; !ok && !d.linkGoes(a.Link) {
+			d.add(Change{Verb: Delete, Addr: &a})
+		}
+	}
+}
+
+func (d *differ) elems() {
+	if d.elemsDone {
+		return
+	}
+	keys := elemKeys(d.have.Elems)
+	for _, e := range sorted(d.want.Elems, compareElem) {
+		old, there := keys[e.key()]
+		switch {
+		case !there:
+			d.add(Change{Verb: Add, Elem: &e})
+		case old != e:
+			d.add(Change{Verb: Replace, Was: old.String(), Elem: &e})
+		}
+	}
+}
+
+func (d *differ) neighs() {
+	for _, k := range sorted(d.want.Neighs, compareNeigh) {
+		m := d.want.Neighs[k]
+		old, there := d.have.Neighs[k]
+		switch {
+		case !there:
+			d.add(Change{Verb: Add, Neigh: &Neigh{NeighKey: k, MAC: m}})
+		case old != m:
+			d.add(Change{Verb: Replace, Was: old.String(), Neigh: &Neigh{NeighKey: k, MAC: m}})
+		}
+	}
+}
+
+func (d *differ) rules() {
+	for _, r := range sorted(d.want.Rules, compareRule) {
+		if _, ok := d.have.Rules[r]; !ok {
+			d.add(Change{Verb: Add, Rule: &r})
+		}
+	}
+}
+
+type routeKey struct {
+	dst           netip.Prefix
+	table, metric uint32
+}
+
+func (r Route) key() routeKey { return routeKey{r.Dst, r.Table, r.Metric} }
+
+// pairRoutes finds the wanted routes that take the place of one with the same
+// key. A route over a link that goes is not replaced but withdrawn first.
+func (d *differ) pairRoutes() {
+	d.replaced = map[Route]Route{}
+	free := map[routeKey][]Route{}
+	for _, r := range sorted(d.have.Routes, compareRoute) {
+		if _, ok := d.want.Routes[r]; !ok && !d.linkGoes(r.Link) {
+			free[r.key()] = append(free[r.key()], r)
+		}
+	}
+	for _, r := range sorted(d.want.Routes, compareRoute) {
+		if _, ok := d.have.Routes[r]; ok {
+			continue
+		}
+		if f := free[r.key()]; len(f) > 0 {
+			d.replaced[r], free[r.key()] = f[0], f[1:]
+		}
+	}
+}
+
+// routes adds what lacks. Connections of an address that moves from one VM of
+// ours to another are flushed once it has moved.
+func (d *differ) routes() {
+	var flush []netip.Addr
+	for _, r := range sorted(d.want.Routes, compareRoute) {
+		if _, ok := d.have.Routes[r]; ok {
+			continue
+		}
+		old, ok := d.replaced[r]
+		if !ok {
+			d.add(Change{Verb: Add, Route: &r})
+			continue
+		}
+		d.add(Change{Verb: Replace, Was: old.String(), Route: &r})
+		from, ours := d.have.Links[old.Link]
+		if ours && old.Link != r.Link && from.UUID != d.want.Links[r.Link].UUID && r.Dst.IsSingleIP() {
+			flush = append(flush, r.Dst.Addr())
+		}
+	}
+	d.flush(flush)
+}
+
+// planned is the link without what is only read.
+func (l Link) planned() Link {
+	l.Ports, l.Index = "", 0
+	return l
+}
+
+// diff says what of l is not as in want.
+func (l Link) diff(want Link) string {
+	var s []string
+	if l.Up && !want.Up {
+		s = append(s, "up")
+	}
+	if !l.Up && want.Up {
+		s = append(s, "down")
+	}
+	if l.MTU != want.MTU {
+		s = append(s, "mtu "+strconv.Itoa(int(l.MTU)))
+	}
+	if l.MAC != want.MAC {
+		s = append(s, "address "+l.MAC.String())
+	}
+	if l.UUID != want.UUID || l.Guest != want.Guest {
+		s = append(s, "alias "+l.Alias())
+	}
+	if l.Deviates != want.Deviates {
+		s = append(s, l.Deviates)
+	}
+	return strings.Join(s, " ")
+}
+
+// key is the element without its value.
+func (e Elem) key() Elem {
+	e.Mark = 0
+	return e
+}
+
+func elemKeys(m map[Elem]struct{}) map[Elem]Elem {
+	keys := make(map[Elem]Elem, len(m))
+	for e := range m {
+		keys[e.key()] = e
+	}
+	return keys
+}
+
+func compareRoute(a, b Route) int {
+	return cmp.Or(
+		cmp.Compare(a.Table, b.Table),
+		a.Dst.Compare(b.Dst),
+		cmp.Compare(a.Metric, b.Metric),
+		strings.Compare(a.Link, b.Link),
+		a.Via.Compare(b.Via),
+		strings.Compare(a.Kind, b.Kind),
+	)
+}
+
+func compareElem(a, b Elem) int {
+	return cmp.Or(
+		strings.Compare(a.Set, b.Set),
+		strings.Compare(a.Link, b.Link),
+		a.Addr.Compare(b.Addr),
+		slices.Compare(a.MAC[:], b.MAC[:]),
+		cmp.Compare(a.Mark, b.Mark),
+	)
+}
+
+func compareNeigh(a, b NeighKey) int {
+	return cmp.Or(strings.Compare(a.Link, b.Link), a.IP.Compare(b.IP))
+}
+
+func compareAddr(a, b Addr) int {
+	return cmp.Or(strings.Compare(a.Link, b.Link), a.Prefix.Compare(b.Prefix))
+}
+
+func compareRule(a, b Rule) int {
+	suppress := func(r Rule) int {
+		if r.SuppressDefault {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(
+		cmp.Compare(a.Family, b.Family),
+		cmp.Compare(a.Priority, b.Priority),
+		cmp.Compare(a.Mark, b.Mark),
+		cmp.Compare(a.Table, b.Table),
+		cmp.Compare(suppress(a), suppress(b)),
+	)
+}
+
+func compareSysctl(a, b string) int {
+	last := func(p string) int {
+		switch p {
+		case "net/ipv4/ip_forward":
+			return 1
+		case "net/ipv6/conf/all/forwarding":
+			return 2
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(last(a), last(b)), strings.Compare(a, b))
+}

@@ -1,0 +1,185 @@
+package state
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/marks"
+)
+
+// New makes an empty State to fill.
+func New() State {
+	return State{
+		Links:   map[string]Link{},
+		Sysctls: map[string]string{},
+		Addrs:   map[Addr]struct{}{},
+		Neighs:  map[NeighKey]mac.Addr{},
+		Routes:  map[Route]struct{}{},
+		Rules:   map[Rule]struct{}{},
+		Elems:   map[Elem]struct{}{},
+	}
+}
+
+// Clone returns a copy that shares nothing with s.
+func (s State) Clone() State {
+	c := New()
+	maps.Copy(c.Links, s.Links)
+	maps.Copy(c.Sysctls, s.Sysctls)
+	maps.Copy(c.Addrs, s.Addrs)
+	maps.Copy(c.Neighs, s.Neighs)
+	maps.Copy(c.Routes, s.Routes)
+	maps.Copy(c.Rules, s.Rules)
+	maps.Copy(c.Elems, s.Elems)
+	c.Skeleton = s.Skeleton
+	return c
+}
+
+// Alias is the alias of the bridge: whose it is.
+func (l Link) Alias() string {
+	return marks.LinkAliasPrefix + l.UUID + ":" + l.Guest.String()
+}
+
+// ParseAlias reads what Alias wrote. ok is false for an alias that is not
+// ours.
+func ParseAlias(s string) (uuid string, guest mac.Addr, ok bool) {
+	s, ok = strings.CutPrefix(s, marks.LinkAliasPrefix)
+	if !ok {
+		return "", mac.Addr{}, false
+	}
+	uuid, addr, ok := strings.Cut(s, ":")
+	if !ok {
+		return "", mac.Addr{}, false
+	}
+	guest, err := mac.Parse(addr)
+	return uuid, guest, err == nil
+}
+
+// SysctlLink is the link whose setting a path below /proc/sys is, "" when it
+// is the whole host's.
+func SysctlLink(path string) string {
+	for _, p := range []string{"net/ipv4/conf/", "net/ipv6/conf/"} {
+		if rest, ok := strings.CutPrefix(path, p); ok {
+			link, _, _ := strings.Cut(rest, "/")
+			if link == "all" || link == "default" {
+				return ""
+			}
+			return link
+		}
+	}
+	return ""
+}
+
+// Only returns what belongs to the named links: no rules, no skeleton, no
+// setting of the whole host. So the difference to an empty state removes these
+// links and touches nothing that others use.
+func Only(s State, links ...string) State {
+	out := New()
+	for _, l := range links {
+		copyLink(&out, s, l)
+	}
+	return out
+}
+
+// Keep copies every object of have that belongs to link into want, in place of
+// what want says of it: the state of a VM that cannot be planned now stays. The
+// rules that its mark needs and the skeleton stay as well.
+func Keep(want *State, have State, link string) {
+	if want.Links == nil {
+		*want = want.Clone()
+	}
+	dropLink(want, link)
+	copyLink(want, have, link)
+	if want.Skeleton == "" {
+		want.Skeleton = have.Skeleton
+	}
+	for e := range want.Elems {
+		if e.Set != SetMark || e.Link != link {
+			continue
+		}
+		for marked := range have.Rules {
+			if marked.Mark != e.Mark {
+				continue
+			}
+			for r := range have.Rules {
+				if r.Table == marked.Table {
+					want.Rules[r] = struct{}{}
+				}
+			}
+		}
+	}
+}
+
+// copyLink copies what is the link's. Masquerade elements carry
+// the uplink's name, so they are known by the address.
+func copyLink(out *State, s State, link string) {
+	if l, ok := s.Links[link]; ok {
+		out.Links[link] = l
+	}
+	for p, v := range s.Sysctls {
+		if SysctlLink(p) == link {
+			out.Sysctls[p] = v
+		}
+	}
+	for a := range s.Addrs {
+		if a.Link == link {
+			out.Addrs[a] = struct{}{}
+		}
+	}
+	for k, m := range s.Neighs {
+		if k.Link == link {
+			out.Neighs[k] = m
+		}
+	}
+	for r := range s.Routes {
+		if r.Link == link {
+			out.Routes[r] = struct{}{}
+		}
+	}
+	own := s.addresses(link)
+	for e := range s.Elems {
+		if elemOf(e, link, own) {
+			out.Elems[e] = struct{}{}
+		}
+	}
+}
+
+func dropLink(s *State, link string) {
+	own := s.addresses(link)
+	maps.DeleteFunc(s.Elems, func(e Elem, _ struct{}) bool { return elemOf(e, link, own) })
+	delete(s.Links, link)
+	maps.DeleteFunc(s.Sysctls, func(p, _ string) bool { return SysctlLink(p) == link })
+	maps.DeleteFunc(s.Addrs, func(a Addr, _ struct{}) bool { return a.Link == link })
+	maps.DeleteFunc(s.Neighs, func(k NeighKey, _ mac.Addr) bool { return k.Link == link })
+	maps.DeleteFunc(s.Routes, func(r Route, _ struct{}) bool { return r.Link == link })
+}
+
+// addresses are the guest's addresses behind a link.
+func (s State) addresses(link string) map[netip.Prefix]bool {
+	own := map[netip.Prefix]bool{}
+	for e := range s.Elems {
+		if e.Link == link && (e.Set == SetGuard4 || e.Set == SetGuard6) {
+			own[e.Addr] = true
+		}
+	}
+	for r := range s.Routes {
+		if r.Link == link {
+			own[r.Dst] = true
+		}
+	}
+	return own
+}
+
+func elemOf(e Elem, link string, own map[netip.Prefix]bool) bool {
+	if e.Set == SetMasq4 || e.Set == SetMasq6 {
+		return own[e.Addr]
+	}
+	return e.Link == link
+}
+
+// sorted returns the keys of m in the order of cmp.
+func sorted[K comparable, V any](m map[K]V, cmp func(a, b K) int) []K {
+	return slices.SortedFunc(maps.Keys(m), cmp)
+}

@@ -1,0 +1,300 @@
+package state_test
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+var guest = mac.MustParse("52:54:00:ab:cd:01")
+
+// vm fills in the objects of one VM on a bridge with one address.
+func vm(s state.State, bridge, uuid, addr string) state.State {
+	a := netip.MustParseAddr(addr)
+	p := netip.PrefixFrom(a, a.BitLen())
+	s.Links[bridge] = state.Link{Name: bridge, UUID: uuid, Guest: guest, MAC: mac.MustParse("02:73:6c:33:32:01"), MTU: 1500, Up: true}
+	s.Sysctls["net/ipv4/conf/"+bridge+"/arp_ignore"] = "8"
+	s.Addrs[state.Addr{Link: bridge, Prefix: netip.MustParsePrefix("169.254.0.1/32")}] = struct{}{}
+	s.Neighs[state.NeighKey{Link: bridge, IP: a}] = guest
+	s.Routes[state.Route{Dst: p, Table: 254, Metric: 1024, Link: bridge}] = struct{}{}
+	s.Elems[state.Elem{Set: state.SetGuard4, Link: bridge, Addr: p}] = struct{}{}
+	s.Elems[state.Elem{Set: state.SetMasq4, Link: "eth0", Addr: p}] = struct{}{}
+	s.Elems[state.Elem{Set: state.SetSpoof4, Link: bridge}] = struct{}{}
+	s.Skeleton = "v1"
+	return s
+}
+
+func one() state.State { return vm(state.New(), "br1", "u1", "192.0.2.1") }
+
+func lines(changes []state.Change) string {
+	var b strings.Builder
+	for _, c := range changes {
+		b.WriteString(c.String() + "\n")
+	}
+	return b.String()
+}
+
+func TestDiff(t *testing.T) {
+	edit := func(s state.State, f func(s *state.State)) state.State {
+		f(&s)
+		return s
+	}
+	mark := func(s state.State, mark, table uint32) state.State {
+		s.Elems[state.Elem{Set: state.SetMark, Link: "br1", Mark: mark}] = struct{}{}
+		s.Rules[state.Rule{Family: 2, Priority: 32000, Table: table, SuppressDefault: true}] = struct{}{}
+		s.Rules[state.Rule{Family: 10, Priority: 32400, Mark: mark, Table: table}] = struct{}{}
+		return s
+	}
+	for _, tt := range []struct {
+		name       string
+		have, want state.State
+		changes    string
+	}{
+		{name: "nothing to nothing", have: state.State{}, want: state.State{}},
+		{name: "the same", have: one(), want: one()},
+		{
+			name: "what is only read counts for nothing",
+			have: edit(one(), func(s *state.State) {
+				l := s.Links["br1"]
+				l.Ports, l.Index = "vnet0", 7
+				s.Links["br1"] = l
+			}),
+			want: one(),
+		},
+		{
+			name: "from nothing",
+			have: state.State{},
+			want: edit(mark(one(), 0x200000, 100), func(s *state.State) {
+				s.Sysctls["net/ipv4/ip_forward"] = "1"
+				s.Sysctls["net/ipv6/conf/all/forwarding"] = "1"
+				s.Sysctls["net/ipv6/conf/eth0/accept_ra"] = "2"
+			}),
+			changes: `add table inet slash32 v1
+add element guard4 { "br1" . 192.0.2.1 }
+add element mark { "br1" : 0x00200000 }
+add element masq4 { "eth0" . 192.0.2.1 }
+add element spoof4 { "br1" }
+add link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 down
+add sysctl net/ipv4/conf/br1/arp_ignore = 8
+replace link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 up (was: down)
+add sysctl net/ipv6/conf/eth0/accept_ra = 2
+add sysctl net/ipv4/ip_forward = 1
+add sysctl net/ipv6/conf/all/forwarding = 1
+add address 169.254.0.1/32 dev br1
+add neighbour 192.0.2.1 dev br1 lladdr 52:54:00:ab:cd:01 PERMANENT
+add rule -4 32000: from all lookup 100 suppress_prefixlength 0 proto 32
+add rule -6 32400: from all fwmark 0x200000/0x3fe00000 lookup 100 proto 32
+add route 192.0.2.1 dev br1 table main proto 32 metric 1024
+`,
+		},
+		{
+			name: "to nothing",
+			have: mark(one(), 0x200000, 100),
+			want: state.State{},
+			changes: `delete route 192.0.2.1 dev br1 table main proto 32 metric 1024
+flush connections of 192.0.2.1
+delete rule -4 32000: from all lookup 100 suppress_prefixlength 0 proto 32
+delete rule -6 32400: from all fwmark 0x200000/0x3fe00000 lookup 100 proto 32
+delete link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 up
+delete table inet slash32 v1
+`,
+		},
+		{
+			name: "one of two goes",
+			have: vm(one(), "br2", "u2", "192.0.2.2"),
+			want: one(),
+			changes: `delete route 192.0.2.2 dev br2 table main proto 32 metric 1024
+flush connections of 192.0.2.2
+delete element guard4 { "br2" . 192.0.2.2 }
+delete element masq4 { "eth0" . 192.0.2.2 }
+delete element spoof4 { "br2" }
+delete link br2 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u2:52:54:00:ab:cd:01 up
+`,
+		},
+		{
+			name: "an address moves to another VM",
+			have: vm(one(), "br2", "u2", "192.0.2.2"),
+			want: edit(vm(one(), "br2", "u2", "192.0.2.2"), func(s *state.State) {
+				p := netip.MustParsePrefix("192.0.2.1/32")
+				delete(s.Routes, state.Route{Dst: p, Table: 254, Metric: 1024, Link: "br1"})
+				s.Routes[state.Route{Dst: p, Table: 254, Metric: 1024, Link: "br2"}] = struct{}{}
+			}),
+			changes: `replace route 192.0.2.1 dev br2 table main proto 32 metric 1024 (was: 192.0.2.1 dev br1 table main proto 32 metric 1024)
+flush connections of 192.0.2.1
+`,
+		},
+		{
+			name: "an address comes back on another bridge: withdrawn first",
+			have: one(),
+			want: vm(state.New(), "br2", "u1", "192.0.2.1"),
+			changes: `delete route 192.0.2.1 dev br1 table main proto 32 metric 1024
+flush connections of 192.0.2.1
+delete element guard4 { "br1" . 192.0.2.1 }
+delete element spoof4 { "br1" }
+delete link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 up
+add link br2 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 down
+add sysctl net/ipv4/conf/br2/arp_ignore = 8
+replace link br2 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 up (was: down)
+add address 169.254.0.1/32 dev br2
+add element guard4 { "br2" . 192.0.2.1 }
+add element spoof4 { "br2" }
+add neighbour 192.0.2.1 dev br2 lladdr 52:54:00:ab:cd:01 PERMANENT
+add route 192.0.2.1 dev br2 table main proto 32 metric 1024
+`,
+		},
+		{
+			name: "drift of every kind",
+			have: edit(mark(one(), 0x200000, 100), func(s *state.State) {
+				l := s.Links["br1"]
+				l.MTU, l.Up, l.Deviates = 1400, false, "stp"
+				s.Links["br1"] = l
+				s.Sysctls["net/ipv4/conf/br1/arp_ignore"] = "0"
+				for k := range s.Neighs {
+					s.Neighs[k] = mac.MustParse("52:54:00:00:00:99")
+				}
+				clear(s.Routes)
+				s.Routes[state.Route{Dst: netip.MustParsePrefix("192.0.2.1/32"), Table: 254, Metric: 1024, Link: "eth0"}] = struct{}{}
+				delete(s.Elems, state.Elem{Set: state.SetMark, Link: "br1", Mark: 0x200000})
+				s.Elems[state.Elem{Set: state.SetMark, Link: "br1", Mark: 0x400000}] = struct{}{}
+				delete(s.Rules, state.Rule{Family: 2, Priority: 32000, Table: 100, SuppressDefault: true})
+				s.Rules[state.Rule{Family: 2, Priority: 32000, Table: 101}] = struct{}{}
+			}),
+			want: mark(one(), 0x200000, 100),
+			changes: `replace link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 down (was: mtu 1400 stp)
+add sysctl net/ipv4/conf/br1/arp_ignore = 8 (was: 0)
+replace link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 up (was: down)
+replace element mark { "br1" : 0x00200000 } (was: mark { "br1" : 0x00400000 })
+replace neighbour 192.0.2.1 dev br1 lladdr 52:54:00:ab:cd:01 PERMANENT (was: 52:54:00:00:00:99)
+add rule -4 32000: from all lookup 100 suppress_prefixlength 0 proto 32
+replace route 192.0.2.1 dev br1 table main proto 32 metric 1024 (was: 192.0.2.1 dev eth0 table main proto 32 metric 1024)
+delete rule -4 32000: from all lookup 101 proto 32
+`,
+		},
+		{
+			name: "another gateway address: the new one first",
+			have: one(),
+			want: edit(one(), func(s *state.State) {
+				clear(s.Addrs)
+				s.Addrs[state.Addr{Link: "br1", Prefix: netip.MustParsePrefix("172.16.0.1/32")}] = struct{}{}
+			}),
+			changes: `add address 172.16.0.1/32 dev br1
+delete address 169.254.0.1/32 dev br1
+`,
+		},
+		{
+			name: "another table: the old route last",
+			have: one(),
+			want: edit(one(), func(s *state.State) {
+				clear(s.Routes)
+				s.Routes[state.Route{Dst: netip.MustParsePrefix("192.0.2.1/32"), Table: 100, Metric: 1024, Link: "br1"}] = struct{}{}
+			}),
+			changes: `add route 192.0.2.1 dev br1 table 100 proto 32 metric 1024
+delete route 192.0.2.1 dev br1 table main proto 32 metric 1024
+`,
+		},
+		{
+			name: "a damaged table comes anew with its elements",
+			have: edit(one(), func(s *state.State) { s.Skeleton = "damaged" }),
+			want: one(),
+			changes: `replace table inet slash32 v1 (was: damaged)
+add element guard4 { "br1" . 192.0.2.1 }
+add element masq4 { "eth0" . 192.0.2.1 }
+add element spoof4 { "br1" }
+`,
+		},
+		{
+			name: "no skeleton planned but links: the table stays",
+			have: one(),
+			want: edit(one(), func(s *state.State) { s.Skeleton = "" }),
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.changes, lines(state.Diff(tt.have, tt.want))); diff != "" {
+				t.Errorf("changes (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestOnlyAndKeep(t *testing.T) {
+	both := vm(one(), "br2", "u2", "192.0.2.2")
+	both.Sysctls["net/ipv4/ip_forward"] = "1"
+	both.Elems[state.Elem{Set: state.SetMark, Link: "br2", Mark: 0x400000}] = struct{}{}
+	rule := state.Rule{Family: 2, Priority: 32401, Mark: 0x400000, Table: 200}
+	both.Rules[rule] = struct{}{}
+	connected := state.Rule{Family: 2, Priority: 32001, Table: 200, SuppressDefault: true}
+	both.Rules[connected] = struct{}{}
+	both.Rules[state.Rule{Family: 2, Priority: 32400, Mark: 0x200000, Table: 100}] = struct{}{}
+
+	only := state.Only(both, "br1")
+	want := one()
+	want.Skeleton = ""
+	if diff := cmp.Diff(want.String(), only.String()); diff != "" {
+		t.Errorf("only br1 (-want +got):\n%s", diff)
+	}
+	if got := lines(state.Diff(state.Only(both, "br2"), state.New())); strings.Contains(got, "table inet") || strings.Contains(got, "rule") {
+		t.Errorf("the removal of one link touches what others use:\n%s", got)
+	}
+
+	kept := one()
+	state.Keep(&kept, both, "br2")
+	want = both.Clone()
+	delete(want.Sysctls, "net/ipv4/ip_forward")
+	delete(want.Rules, state.Rule{Family: 2, Priority: 32400, Mark: 0x200000, Table: 100})
+	if diff := cmp.Diff(want.String(), kept.String()); diff != "" {
+		t.Errorf("br1 planned, br2 kept (-want +got):\n%s", diff)
+	}
+
+	var empty state.State
+	state.Keep(&empty, both, "br1")
+	if diff := cmp.Diff(one().String(), empty.String()); diff != "" {
+		t.Errorf("br1 kept (-want +got):\n%s", diff)
+	}
+}
+
+func TestCloneSharesNothing(t *testing.T) {
+	a := one()
+	b := a.Clone()
+	clear(a.Routes)
+	clear(a.Elems)
+	if diff := cmp.Diff(one().String(), b.String()); diff != "" {
+		t.Errorf("the clone changed (-want +got):\n%s", diff)
+	}
+}
+
+func TestAlias(t *testing.T) {
+	l := one().Links["br1"]
+	uuid, m, ok := state.ParseAlias(l.Alias())
+	if uuid != l.UUID || m != l.Guest || !ok {
+		t.Errorf("ParseAlias(%q) = %q, %v, %v", l.Alias(), uuid, m, ok)
+	}
+	for _, bad := range []string{"", "slash32:", "slash32:u", "slash32:u:5", "other:u:52:54:00:ab:cd:01"} {
+		if uuid, _, ok := state.ParseAlias(bad); ok {
+			t.Errorf("ParseAlias(%q) took it for %q's", bad, uuid)
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	b, err := json.Marshal(one())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"links":[{"name":"br1","address":"02:73:6c:33:32:01","mtu":1500,"up":true,"alias":"slash32:u1:52:54:00:ab:cd:01"}],` +
+		`"sysctls":[{"path":"net/ipv4/conf/br1/arp_ignore","value":"8"}],` +
+		`"addresses":[{"link":"br1","prefix":"169.254.0.1/32"}],` +
+		`"neighbours":[{"link":"br1","ip":"192.0.2.1","mac":"52:54:00:ab:cd:01"}],` +
+		`"rules":[],` +
+		`"routes":[{"dst":"192.0.2.1/32","table":254,"metric":1024,"link":"br1"}],` +
+		`"skeleton":"v1",` +
+		`"elements":[{"set":"guard4","link":"br1","address":"192.0.2.1/32"},{"set":"masq4","link":"eth0","address":"192.0.2.1/32"},{"set":"spoof4","link":"br1"}]}`
+	if diff := cmp.Diff(want, string(b)); diff != "" {
+		t.Errorf("JSON (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,281 @@
+package state
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/marks"
+)
+
+const familyIPv6 = 10 // AF_INET6
+
+// String is the link like "ip -d link" prints it, without what is only read.
+func (l Link) String() string {
+	s := fmt.Sprintf("%s mtu %d address %s group %d alias %s", l.Name, l.MTU, l.MAC, marks.LinkGroup, l.Alias())
+	if l.Deviates != "" {
+		s += " deviates " + l.Deviates
+	}
+	if l.Up {
+		return s + " up"
+	}
+	return s + " down"
+}
+
+// String is the address like "ip address" prints it.
+func (a Addr) String() string { return a.Prefix.String() + " dev " + a.Link }
+
+// String is the neighbour like "ip neigh" prints it.
+func (n Neigh) String() string {
+	return n.IP.String() + " dev " + n.Link + " lladdr " + n.MAC.String() + " PERMANENT"
+}
+
+// String is the route like "ip route show table all" prints it.
+func (r Route) String() string {
+	var s string
+	if r.Kind != "" {
+		s = r.Kind + " "
+	}
+	if r.Dst.IsSingleIP() {
+		s += r.Dst.Addr().String()
+	} else {
+		s += r.Dst.String()
+	}
+	if r.Via.IsValid() {
+		s += " via " + r.Via.String()
+	}
+	if r.Link != "" {
+		s += " dev " + r.Link
+	}
+	return s + " table " + tableName(r.Table) + " proto " + strconv.Itoa(marks.RouteProtocol) +
+		" metric " + strconv.FormatUint(uint64(r.Metric), 10)
+}
+
+// String is the rule like "ip rule" prints it.
+func (r Rule) String() string {
+	s := strconv.Itoa(r.Priority) + ": from all"
+	if r.Mark != 0 {
+		s += fmt.Sprintf(" fwmark %#x/%#x", r.Mark, uint32(marks.FwmarkMask))
+	}
+	s += " lookup " + tableName(r.Table)
+	if r.SuppressDefault {
+		s += " suppress_prefixlength 0"
+	}
+	s += " proto " + strconv.Itoa(marks.RouteProtocol)
+	if r.Family == familyIPv6 {
+		return "-6 " + s
+	}
+	return "-4 " + s
+}
+
+// String is the element like "nft list set" prints it, with the set's name.
+func (e Elem) String() string {
+	s := e.Set + " { \"" + e.Link + "\""
+	switch {
+	case e.Addr.IsValid() && e.Addr.IsSingleIP():
+		s += " . " + e.Addr.Addr().String()
+	case e.Addr.IsValid():
+		s += " . " + e.Addr.String()
+	}
+	if !e.MAC.IsZero() {
+		s += " . " + e.MAC.String()
+	}
+	if e.Set == SetMark {
+		s += fmt.Sprintf(" : %#08x", e.Mark)
+	}
+	return s + " }"
+}
+
+func tableName(t uint32) string {
+	if t == 254 {
+		return "main"
+	}
+	return strconv.FormatUint(uint64(t), 10)
+}
+
+// String is the change on one line: "add route 192.0.2.1 dev ...".
+func (c Change) String() string {
+	s := string(c.Verb) + " "
+	switch {
+	case c.Link != nil:
+		s += "link " + c.Link.String()
+	case c.Sysctl != nil:
+		s += "sysctl " + c.Sysctl.Path + " = " + c.Sysctl.Value
+	case c.Addr != nil:
+		s += "address " + c.Addr.String()
+	case c.Neigh != nil:
+		s += "neighbour " + c.Neigh.String()
+	case c.Route != nil:
+		s += "route " + c.Route.String()
+	case c.Rule != nil:
+		s += "rule " + c.Rule.String()
+	case c.Skeleton != nil:
+		s += "table inet " + marks.NftTable + " " + *c.Skeleton
+	case c.Elem != nil:
+		s += "element " + c.Elem.String()
+	case c.Flow != nil:
+		s += "connections of " + c.Flow.String()
+	}
+	if c.Was != "" {
+		s += " (was: " + c.Was + ")"
+	}
+	return s
+}
+
+// String is the whole state as sorted text, one object a line, the same for
+// the same state.
+func (s State) String() string {
+	var b strings.Builder
+	for _, n := range sorted(s.Links, strings.Compare) {
+		fmt.Fprintln(&b, "link", s.Links[n])
+	}
+	for _, p := range sorted(s.Sysctls, strings.Compare) {
+		fmt.Fprintln(&b, "sysctl", p, "=", s.Sysctls[p])
+	}
+	for _, a := range sorted(s.Addrs, compareAddr) {
+		fmt.Fprintln(&b, "address", a)
+	}
+	for _, k := range sorted(s.Neighs, compareNeigh) {
+		fmt.Fprintln(&b, "neighbour", Neigh{k, s.Neighs[k]})
+	}
+	for _, r := range sorted(s.Rules, compareRule) {
+		fmt.Fprintln(&b, "rule", r)
+	}
+	for _, r := range sorted(s.Routes, compareRoute) {
+		fmt.Fprintln(&b, "route", r)
+	}
+	if s.Skeleton != "" {
+		fmt.Fprintln(&b, "table inet", marks.NftTable, s.Skeleton)
+	}
+	for _, e := range sorted(s.Elems, compareElem) {
+		fmt.Fprintln(&b, "element", e)
+	}
+	return b.String()
+}
+
+// Document is a State as stable JSON: every list is sorted.
+type Document struct {
+	Links      []LinkDocument  `json:"links"`
+	Sysctls    []Sysctl        `json:"sysctls"`
+	Addresses  []AddrDocument  `json:"addresses"`
+	Neighbours []NeighDocument `json:"neighbours"`
+	Rules      []RuleDocument  `json:"rules"`
+	Routes     []RouteDocument `json:"routes"`
+	Skeleton   string          `json:"skeleton"`
+	Elements   []ElemDocument  `json:"elements"`
+}
+
+// LinkDocument is a Link in JSON.
+type LinkDocument struct {
+	Name     string   `json:"name"`
+	Address  mac.Addr `json:"address"`
+	MTU      uint16   `json:"mtu"`
+	Up       bool     `json:"up"`
+	Alias    string   `json:"alias"`
+	Deviates string   `json:"deviates,omitempty"`
+	Ports    []string `json:"ports,omitempty"`
+}
+
+// AddrDocument is an Addr in JSON.
+type AddrDocument struct {
+	Link   string       `json:"link"`
+	Prefix netip.Prefix `json:"prefix"`
+}
+
+// NeighDocument is a Neigh in JSON.
+type NeighDocument struct {
+	Link string     `json:"link"`
+	IP   netip.Addr `json:"ip"`
+	MAC  mac.Addr   `json:"mac"`
+}
+
+// RuleDocument is a Rule in JSON; Family is "ipv4" or "ipv6".
+type RuleDocument struct {
+	Family          string `json:"family"`
+	Priority        int    `json:"priority"`
+	Mark            uint32 `json:"mark,omitempty"`
+	Table           uint32 `json:"table"`
+	SuppressDefault bool   `json:"suppress_default,omitempty"`
+}
+
+// RouteDocument is a Route in JSON.
+type RouteDocument struct {
+	Dst    netip.Prefix `json:"dst"`
+	Table  uint32       `json:"table"`
+	Metric uint32       `json:"metric"`
+	Link   string       `json:"link,omitempty"`
+	Via    *netip.Addr  `json:"via,omitempty"`
+	Kind   string       `json:"kind,omitempty"`
+}
+
+// ElemDocument is an Elem in JSON.
+type ElemDocument struct {
+	Set     string        `json:"set"`
+	Link    string        `json:"link"`
+	Address *netip.Prefix `json:"address,omitempty"`
+	MAC     *mac.Addr     `json:"mac,omitempty"`
+	Mark    uint32        `json:"mark,omitempty"`
+}
+
+// Document lists the state for JSON.
+func (s State) Document() Document {
+	d := Document{
+		Links:      []LinkDocument{},
+		Sysctls:    []Sysctl{},
+		Addresses:  []AddrDocument{},
+		Neighbours: []NeighDocument{},
+		Rules:      []RuleDocument{},
+		Routes:     []RouteDocument{},
+		Skeleton:   s.Skeleton,
+		Elements:   []ElemDocument{},
+	}
+	for _, n := range sorted(s.Links, strings.Compare) {
+		l := s.Links[n]
+		doc := LinkDocument{Name: n, Address: l.MAC, MTU: l.MTU, Up: l.Up, Alias: l.Alias(), Deviates: l.Deviates}
+		if l.Ports != "" {
+			doc.Ports = slices.Sorted(strings.SplitSeq(l.Ports, ","))
+		}
+		d.Links = append(d.Links, doc)
+	}
+	for _, p := range sorted(s.Sysctls, strings.Compare) {
+		d.Sysctls = append(d.Sysctls, Sysctl{Path: p, Value: s.Sysctls[p]})
+	}
+	for _, a := range sorted(s.Addrs, compareAddr) {
+		d.Addresses = append(d.Addresses, AddrDocument(a))
+	}
+	for _, k := range sorted(s.Neighs, compareNeigh) {
+		d.Neighbours = append(d.Neighbours, NeighDocument{Link: k.Link, IP: k.IP, MAC: s.Neighs[k]})
+	}
+	for _, r := range sorted(s.Rules, compareRule) {
+		doc := RuleDocument{"ipv4", r.Priority, r.Mark, r.Table, r.SuppressDefault}
+		if r.Family == familyIPv6 {
+			doc.Family = "ipv6"
+		}
+		d.Rules = append(d.Rules, doc)
+	}
+	for _, r := range sorted(s.Routes, compareRoute) {
+		doc := RouteDocument{Dst: r.Dst, Table: r.Table, Metric: r.Metric, Link: r.Link, Kind: r.Kind}
+		if r.Via.IsValid() {
+			doc.Via = &r.Via
+		}
+		d.Routes = append(d.Routes, doc)
+	}
+	for _, e := range sorted(s.Elems, compareElem) {
+		doc := ElemDocument{Set: e.Set, Link: e.Link, Mark: e.Mark}
+		if e.Addr.IsValid() {
+			doc.Address = &e.Addr
+		}
+		if !e.MAC.IsZero() {
+			doc.MAC = &e.MAC
+		}
+		d.Elements = append(d.Elements, doc)
+	}
+	return d
+}
+
+// MarshalJSON writes the Document.
+func (s State) MarshalJSON() ([]byte, error) { return json.Marshal(s.Document()) }
