@@ -1,30 +1,264 @@
 package responder
 
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/wire"
+)
+
 // MaxReply is the length in bytes of the longest frame that Respond or
 // Unsolicited returns: an Ethernet header and 1500 bytes, whatever the MTU.
-const MaxReply = 14 + 1500
+const MaxReply = wire.EtherLen + maxPacket
+
+// maxPacket is the longest IP packet that is sent even when the MTU is larger:
+// no message needs more, and no client has to be trusted with more.
+const maxPacket = 1500
+
+// The smallest MTUs that carry DHCPv4 (RFC 2131 §2: a client must accept 576
+// bytes) and IPv6 (RFC 8200 §5).
+const (
+	minMTU4 = 576
+	minMTU6 = 1280
+)
 
 // Link is one NIC's compiled binding: reply templates, ready to copy. It is
 // immutable and safe for concurrent use.
 type Link struct {
-	nic NIC
+	guest  mac.Addr
+	limit  int // length of the longest frame sent
+	v4     bool
+	v6     bool
+	arp    arpTemplates
+	dhcp4  dhcp4Templates
+	nd     ndTemplates
+	dhcp6  dhcp6Templates
+	own4   []netip.Addr // the guest's, never answered for
+	own6   []netip.Addr
+	gw4    netip.Addr // invalid: no ARP, no DHCPv4
+	gw6    netip.Addr
+	offer4 netip.Addr // invalid: no DHCPv4
 }
 
-// Compile checks n and precomputes every reply that it can lead to.
+// Compile checks n and precomputes every reply that it can lead to. An MTU of
+// 0 counts as 1500. IPv6 is silent when it has no gateway or the MTU is below
+// 1280, which is what the kernel does, too. The error is one that only a wrong
+// binding can cause.
 func Compile(n NIC) (*Link, error) {
-	return &Link{nic: n}, nil
+	if n.MTU == 0 {
+		n.MTU = maxPacket
+	}
+	if err := check(n); err != nil {
+		return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
+	}
+	l := &Link{
+		guest:  n.GuestMAC,
+		limit:  wire.EtherLen + min(int(n.MTU), maxPacket),
+		v4:     n.V4.Gateway.IsValid(),
+		v6:     n.V6.Gateway.IsValid() && n.MTU >= minMTU6,
+		gw4:    n.V4.Gateway,
+		gw6:    n.V6.Gateway,
+		offer4: n.V4.Addr,
+		own6:   append([]netip.Addr(nil), n.V6.Addrs...),
+	}
+	if n.V4.Addr.IsValid() {
+		l.own4 = append(l.own4, n.V4.Addr)
+	}
+	l.own4 = append(l.own4, n.V4.Extra...)
+	if l.v4 {
+		l.arp = compileARP(n)
+	}
+	if l.offer4.IsValid() {
+		t, err := compileDHCP4(n)
+		if err != nil {
+			return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
+		}
+		l.dhcp4 = t
+	}
+	if l.v6 {
+		search, err := wire.AppendNames(nil, n.searchList()...)
+		if err != nil {
+			return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
+		}
+		l.nd = compileND(n, search, l.limit)
+		l.dhcp6 = compileDHCP6(n, search)
+	}
+	return l, nil
+}
+
+func check(n NIC) error {
+	switch {
+	case n.GuestMAC.IsZero() || n.GuestMAC.IsMulticast():
+		return fmt.Errorf("the guest's MAC %q is not a unicast address", n.GuestMAC)
+	case n.GatewayMAC.IsZero() || n.GatewayMAC.IsMulticast():
+		return fmt.Errorf("the gateway's MAC %q is not a unicast address", n.GatewayMAC)
+	case n.GuestMAC == n.GatewayMAC:
+		return fmt.Errorf("guest and gateway have the same MAC %s", n.GuestMAC)
+	}
+	if err := check4(n); err != nil {
+		return err
+	}
+	return check6(n)
+}
+
+func check4(n NIC) error {
+	v := n.V4
+	switch {
+	case v.Gateway.IsValid() && !v.Gateway.Is4():
+		return fmt.Errorf("the IPv4 gateway %s is not an IPv4 address", v.Gateway)
+	case v.Addr.IsValid() && !v.Addr.Is4():
+		return fmt.Errorf("the IPv4 address %s is not an IPv4 address", v.Addr)
+	case !v.Addr.IsValid():
+		return nil
+	case !v.Gateway.IsValid():
+		return fmt.Errorf("the IPv4 address %s has no gateway", v.Addr)
+	case v.Addr == v.Gateway:
+		return fmt.Errorf("guest and gateway have the same address %s", v.Addr)
+	case n.MTU < minMTU4:
+		return fmt.Errorf("an MTU of %d is too small for DHCPv4, which needs %d", n.MTU, minMTU4)
+	case v.Lease == 0:
+		return errors.New("the DHCPv4 lease time is 0")
+	case v.T1 > v.T2 && v.T2 != 0 || v.T2 > v.Lease || v.T1 > v.Lease:
+		return fmt.Errorf("the times T1 %d, T2 %d and lease %d are not in this order", v.T1, v.T2, v.Lease)
+	}
+	return nil
+}
+
+func check6(n NIC) error {
+	v := n.V6
+	if !v.Gateway.IsValid() {
+		return nil
+	}
+	if !v.Gateway.Is6() || v.Gateway.Is4In6() || !v.Gateway.IsLinkLocalUnicast() || v.Gateway.Zone() != "" {
+		return fmt.Errorf("the IPv6 gateway %s is not a link-local address", v.Gateway)
+	}
+	for _, a := range v.Addrs {
+		if !a.Is6() || a.Is4In6() || a.IsMulticast() || a.IsUnspecified() {
+			return fmt.Errorf("%s is not an IPv6 address for a guest", a)
+		}
+		if a == v.Gateway {
+			return fmt.Errorf("guest and gateway have the same address %s", a)
+		}
+	}
+	if len(v.Addrs) > 0 && (v.Preferred == 0 || v.Preferred > v.Valid) {
+		return fmt.Errorf("the lifetimes of the IPv6 addresses, preferred %d and valid %d, are not in this order or 0", v.Preferred, v.Valid)
+	}
+	return nil
+}
+
+// searchList is what a resolver should try: the search list, or else the
+// domain.
+func (n NIC) searchList() []string {
+	if len(n.Search) == 0 && n.Domain != "" {
+		return []string{n.Domain}
+	}
+	return n.Search
 }
 
 // Respond judges one frame from the guest. The reply, if any, is written into
-// out, whose capacity must be at least MaxReply, and returned as out[:n]; nil
-// means silence. It is pure and allocates nothing.
+// out, whose capacity must be at least MaxReply and which must not overlap
+// frame, and returned as out[:n]; nil means silence. It is pure and allocates
+// nothing.
+//
+// The link is the identity: whatever a frame claims, a reply goes to the
+// guest's MAC, to broadcast or to an IPv6 multicast group, and nowhere else.
 func (l *Link) Respond(frame, out []byte) ([]byte, Verdict) {
+	eth, b, ok := wire.ParseEther(frame)
+	switch {
+	case !ok:
+		return nil, Truncated
+	case eth.Type == wire.EtherTypeVLAN || eth.Type == wire.EtherTypeQinQ:
+		return nil, VLAN
+	case eth.Src != l.guest:
+		return nil, Foreign
+	case eth.Type == wire.EtherTypeARP && l.v4:
+		return l.respondARP(b, out)
+	case eth.Type == wire.EtherTypeIPv4 && l.v4:
+		return l.respondIPv4(b, out)
+	case eth.Type == wire.EtherTypeIPv6 && l.v6:
+		return l.respondIPv6(b, out)
+	}
 	return nil, NotOurs
 }
 
-// Unsolicited writes a router advertisement to all nodes (RFC 4861 §6.2.4)
-// into out, whose capacity must be at least MaxReply. It returns nil when the
-// link has no IPv6.
-func (l *Link) Unsolicited(out []byte) []byte {
-	return nil
+func (l *Link) respondIPv4(b, out []byte) ([]byte, Verdict) {
+	ip, b, ok := wire.ParseIPv4(b)
+	switch {
+	case !ok:
+		return nil, Truncated
+	case ip.Proto != wire.ProtoUDP:
+		return nil, NotOurs
+	case ip.Fragment:
+		return nil, Fragment
+	}
+	udp, b, ok := wire.ParseUDP(b)
+	switch {
+	case !ok:
+		return nil, Truncated
+	case udp.Dst == wire.DHCP4ClientPort && udp.Src == wire.DHCP4ServerPort:
+		return nil, DHCP4Rogue
+	case udp.Dst != wire.DHCP4ServerPort:
+		return nil, NotOurs
+	case ip.Dst != broadcast4 && ip.Dst != l.gw4:
+		return nil, NotOurs
+	}
+	return l.respondDHCP4(ip.Dst == l.gw4, b, out)
 }
+
+func (l *Link) respondIPv6(b, out []byte) ([]byte, Verdict) {
+	ip, b, ok := wire.ParseIPv6(b)
+	switch {
+	case !ok:
+		return nil, Truncated
+	case ip.Proto == protoFragment:
+		return nil, Fragment
+	case ip.Proto == wire.ProtoICMPv6:
+		return l.respondND(ip, b, out)
+	case ip.Proto != wire.ProtoUDP:
+		return nil, NotOurs
+	}
+	udp, b, ok := wire.ParseUDP(b)
+	switch {
+	case !ok:
+		return nil, Truncated
+	case udp.Dst == wire.DHCP6ClientPort && udp.Src == wire.DHCP6ServerPort:
+		return nil, DHCP6Rogue
+	case udp.Dst != wire.DHCP6ServerPort:
+		return nil, NotOurs
+	}
+	return l.respondDHCP6(ip, b, out)
+}
+
+// protoFragment is the next header value of a fragment (RFC 8200 §4.5).
+const protoFragment = 44
+
+var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// contains is slices.Contains; with a name that says that it is for the few
+// addresses of one guest.
+func contains(as []netip.Addr, a netip.Addr) bool {
+	for _, x := range as {
+		if x == a {
+			return true
+		}
+	}
+	return false
+}
+
+// Offsets into a reply frame.
+const (
+	offIPv4Len = wire.EtherLen + 2
+	offIPv4Src = wire.EtherLen + 12
+	offIPv4Dst = wire.EtherLen + 16
+	offUDP4    = wire.EtherLen + wire.IPv4Len
+	offDHCP4   = offUDP4 + wire.UDPLen
+
+	offIPv6Len = wire.EtherLen + 4
+	offIPv6Src = wire.EtherLen + 8
+	offIPv6Dst = wire.EtherLen + 24
+	offICMP6   = wire.EtherLen + wire.IPv6Len
+	offUDP6    = offICMP6
+	offDHCP6   = offUDP6 + wire.UDPLen
+)

@@ -8,11 +8,10 @@ type Verdict uint8
 // silent.
 const (
 	NotOurs   Verdict = iota // another protocol, port or destination: the kernel's business
-	Truncated                // shorter than its own headers say
+	Truncated                // shorter than its headers say, or they contradict each other
 	VLAN                     // 802.1Q or 802.1ad tagged: a VM's link carries no tags
 	Fragment                 // an IP fragment; none of the messages needs one
 	Foreign                  // Ethernet source is not the guest's MAC
-	Malformed                // the headers contradict each other
 
 	ARPReply        // answered: a request for the gateway
 	ARPOwn          // a request or probe for an address of the guest: duplicate detection
@@ -79,7 +78,6 @@ var verdictNames = [NumVerdicts]string{
 	VLAN:      "vlan",
 	Fragment:  "fragment",
 	Foreign:   "foreign",
-	Malformed: "malformed",
 
 	ARPReply:        "arp_reply",
 	ARPOwn:          "arp_own",
