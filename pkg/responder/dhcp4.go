@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/names"
 	"github.com/slash32/slash32/pkg/wire"
 )
 
@@ -170,12 +171,8 @@ func routes4(gateway netip.Addr, extra []netip.Prefix) []byte {
 func label(name string) string {
 	name, _, _ = strings.Cut(name, ".")
 	name = strings.Trim(name[:min(len(name), 63)], "-")
-	for _, c := range []byte(name) {
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
-		default:
-			return ""
-		}
+	if !names.Label(name) {
+		return ""
 	}
 	return name
 }
