@@ -1,5 +1,6 @@
 // Package config turns the host's YAML into a typed configuration. It reads
-// files below the configuration directory and nothing else.
+// files below the configuration directory and, for the names of routing tables,
+// iproute2's; nothing else.
 package config
 
 import (

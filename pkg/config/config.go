@@ -1,0 +1,47 @@
+package config
+
+import (
+	"time"
+
+	"github.com/slash32/slash32/pkg/marks"
+)
+
+// DefaultNetwork is the name of the network that a NIC is in when its
+// annotation names none.
+const DefaultNetwork = "default"
+
+// Bounds of what the configuration may give.
+const (
+	MaxNetworks = 128 // their tables fit the priorities and mark bits (package marks)
+	MinMTU      = 576 // bytes; what every IPv4 host takes (RFC 791 §3.2)
+	MaxServers  = 8   // DNS, and again NTP
+	MaxSearch   = 8
+
+	MinLease = time.Minute
+	MaxLease = 365 * 24 * time.Hour
+)
+
+// Default is the configuration without any file: one network, "default".
+func Default() Config {
+	return Config{
+		Networks:   map[string]Network{DefaultNetwork: newNetwork(DefaultNetwork)},
+		Forwarding: "manage",
+		Launch:     "auto",
+		LibvirtURI: "qemu:///system",
+	}
+}
+
+// newNetwork is a network with every key at its default.
+func newNetwork(name string) Network {
+	return Network{
+		Name:     name,
+		Uplink:   "auto",
+		Table:    TableMain,
+		Gateway4: marks.DefaultGateway4,
+		Gateway6: marks.DefaultGateway6,
+		Lease:    time.Hour,
+		NAT:      NATPrivate,
+		Announce: true,
+		Conflict: "refuse",
+	}
+}

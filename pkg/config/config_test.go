@@ -1,0 +1,239 @@
+package config_test
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/slash32/slash32/pkg/config"
+)
+
+var byValue = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()}
+
+// TestReference holds that the shipped file is valid, has every key, and says
+// nothing but the defaults.
+func TestReference(t *testing.T) {
+	b, err := os.ReadFile("../../packaging/slash32.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, ps := config.Parse("slash32.yaml", b)
+	if len(ps) > 0 {
+		t.Fatal(ps)
+	}
+	if d := cmp.Diff(config.Default(), got, byValue); d != "" {
+		t.Error(d)
+	}
+	for _, key := range []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict"} {
+		if !strings.Contains(string(b), "\n    "+key+":") {
+			t.Errorf("no key %s", key)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	ar := txtar.Parse([]byte(`
+-- slash32.yaml --
+networks:
+  default:
+    dns: [9.9.9.9]
+    lease: 2h
+  public:
+    uplink: bond0
+    table: customers
+    gateway4: 172.16.0.1
+    nat: none
+launch: process
+-- conf.d/20.yaml --
+networks:
+  public: {table: "90", mtu: 1400, search: [Example.org.], announce: false, conflict: warn}
+  third:
+libvirt: qemu+unix:///system?socket=/run/x
+-- conf.d/10.yaml --
+networks:
+  public: {table: 0x1, uplink: bond1, gateway6: fe80::5, ntp: 192.0.2.1, lease: 7d}
+-- conf.d/.30.yaml.swp --
+]]]
+-- conf.d/.hidden.yaml --
+]]]
+-- iproute2/rt_tables --
+# names
+254	main
+100	customers # ours
+-- iproute2/rt_tables.d/x.conf --
+0x1 internal
+`))
+	for _, f := range ar.Files {
+		write(t, filepath.Join(dir, f.Name), f.Data)
+	}
+	r := config.Reader{IPRoute2: []string{filepath.Join(dir, "iproute2")}}
+	got, ps := r.Load(dir)
+	if len(ps) != 1 || !strings.Contains(ps[0].String(), `networks.public.table: "0x1" is not a routing table`) {
+		t.Fatal(ps)
+	}
+	want := config.Default()
+	def := want.Networks["default"]
+	third, public := def, def
+	def.DNS, def.Lease = []netip.Addr{netip.MustParseAddr("9.9.9.9")}, 2*time.Hour
+	third.Name = "third"
+	public = config.Network{
+		Name: "public", Uplink: "bond1", Table: 90, Gateway4: netip.MustParseAddr("172.16.0.1"), Gateway6: netip.MustParseAddr("fe80::5"),
+		Search: []string{"example.org"}, NTP: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, MTU: 1400, Lease: 7 * 24 * time.Hour,
+		NAT: config.NATNone, Announce: false, Conflict: "warn",
+	}
+	want.Networks = map[string]config.Network{"default": def, "public": public, "third": third}
+	want.Launch, want.LibvirtURI = "process", "qemu+unix:///system?socket=/run/x"
+	if d := cmp.Diff(want, got, byValue); d != "" {
+		t.Error(d)
+	}
+
+	for name, want := range map[string]config.Table{"customers": 100, "internal": 1, "main": 254} {
+		c, ps := r.Parse("f", []byte("networks: {default: {table: "+name+"}}"))
+		if len(ps) > 0 || c.Networks["default"].Table != want {
+			t.Errorf("%s: %d %v", name, c.Networks["default"].Table, ps)
+		}
+	}
+}
+
+func TestLoadWithoutFiles(t *testing.T) {
+	got, ps := config.Load(filepath.Join(t.TempDir(), "none"))
+	if len(ps) > 0 {
+		t.Fatal(ps)
+	}
+	if d := cmp.Diff(config.Default(), got, byValue); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestLoadNamesWhatItCannotRead(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "conf.d"), []byte("a file"))
+	if err := os.Mkdir(filepath.Join(dir, "slash32.yaml"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, ps := config.Load(dir)
+	if len(ps) != 2 {
+		t.Fatal(ps)
+	}
+	for _, p := range ps {
+		if p.Code != "E112" || !strings.HasPrefix(p.File, dir) {
+			t.Error(p)
+		}
+	}
+}
+
+func TestGolden(t *testing.T) {
+	file := "testdata/problems.txtar"
+	ar, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := config.Reader{IPRoute2: []string{t.TempDir()}}
+	for i := 0; i+1 < len(ar.Files); i += 2 {
+		in, want := ar.Files[i], &ar.Files[i+1]
+		_, ps := r.Parse("slash32.yaml", in.Data)
+		got := ""
+		for _, p := range ps {
+			got += p.String() + "\n"
+		}
+		if os.Getenv("UPDATE") != "" {
+			want.Data = []byte(got)
+		} else if d := cmp.Diff(string(want.Data), got); d != "" {
+			t.Errorf("%s:\n%s", in.Name, d)
+		}
+	}
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDomainFile(t *testing.T) {
+	dir := t.TempDir()
+	const id = "4fb7d61c-7e0d-4e12-a887-108288c9695d"
+	d := func(name string) string { return filepath.Join(dir, "domains.d", name+".yaml") }
+	write(t, filepath.Join(dir, "secret.yaml"), []byte("ipv4: 192.0.2.1"))
+	write(t, d("web1"), []byte("by name"))
+	write(t, d("web2"), nil)
+
+	for _, tc := range []struct{ name, uuid, path, text string }{
+		{"web1", id, d("web1"), "by name"},
+		{"web2", id, d("web2"), ""},
+		{"web3", id, "", ""},
+		{"../secret", id, "", ""},
+		{"a/../web1", "", "", ""},
+		{"", "", "", ""},
+		{".", "..", "", ""},
+	} {
+		path, b, err := config.DomainFile(dir, tc.name, tc.uuid)
+		if err != nil || path != tc.path || string(b) != tc.text || (b == nil) != (path == "") {
+			t.Errorf("%q: %q %q %v", tc.name, path, b, err)
+		}
+	}
+	write(t, d(id), []byte("by UUID"))
+	if path, b, err := config.DomainFile(dir, "web1", id); err != nil || path != d(id) || string(b) != "by UUID" {
+		t.Errorf("%q %q %v", path, b, err)
+	}
+	write(t, d("big"), make([]byte, 1<<20+1))
+	if path, b, err := config.DomainFile(dir, "big", ""); err == nil || path != d("big") || b != nil {
+		t.Errorf("%q %d bytes %v", path, len(b), err)
+	}
+}
+
+func write(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	b, err := os.ReadFile("../../packaging/slash32.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	for _, s := range []string{
+		"", "networks:\n", "networks: {a: {table: 5, mtu: auto, lease: 90s, dns: [::1, 9.9.9.9]}}", "networks: {default: {gateway4: 0.0.0.0, gateway6: ff02::1, nat: snat to x}}",
+		"forwarding: check\nlaunch: x\nlibvirt: a\n", "- a", "networks: []", "networks: {../..: {}}", "networks: {a: {isolate: true, announce: no, conflict: warn, search: a.}}",
+	} {
+		f.Add([]byte(s))
+	}
+	r := config.Reader{IPRoute2: []string{"/nonexistent"}}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, ps := r.Parse("slash32.yaml", b)
+		if len(ps) > 40 {
+			t.Errorf("%d problems", len(ps))
+		}
+		for _, p := range ps {
+			if s := p.String(); strings.ContainsAny(s, "\n\r\x1b") || p.What == "" || p.Fix == "" || p.File == "" {
+				t.Errorf("message %q", s)
+			}
+		}
+		if _, ok := c.Networks["default"]; !ok || len(c.Networks) > config.MaxNetworks {
+			t.Errorf("%d networks", len(c.Networks))
+		}
+		for name, n := range c.Networks {
+			if n.Name != name || len(n.Uplink) > 15 || strings.ContainsAny(n.Uplink, "/ \x00") || !n.Gateway4.Is4() || n.Gateway4.IsMulticast() || n.Gateway4.IsUnspecified() ||
+				!n.Gateway6.IsLinkLocalUnicast() || n.Gateway6.Zone() != "" || n.Lease < config.MinLease || n.Lease > config.MaxLease ||
+				n.Table == 0 || n.Table == 255 || (n.MTU != 0 && n.MTU < config.MinMTU) || n.NAT == "" || n.Conflict == "" || n.Isolate {
+				t.Errorf("%+v", n)
+			}
+		}
+		if c.Forwarding == "" || c.Launch == "" || c.LibvirtURI == "" {
+			t.Errorf("%+v", c)
+		}
+	})
+}
