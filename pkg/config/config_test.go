@@ -54,7 +54,7 @@ networks:
 launch: process
 -- conf.d/20.yaml --
 networks:
-  public: {table: "90", mtu: 1400, search: [Example.org.], announce: false, conflict: warn}
+  public: {table: "90", mtu: 1400, search: [Example.org.], announce: false}
   third:
 libvirt: qemu+unix:///system?socket=/run/x
 -- conf.d/10.yaml --
@@ -87,7 +87,7 @@ networks:
 	public = config.Network{
 		Name: "public", Uplink: "bond1", Table: 90, Gateway4: netip.MustParseAddr("172.16.0.1"), Gateway6: netip.MustParseAddr("fe80::5"),
 		Search: []string{"example.org"}, NTP: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, MTU: 1400, Lease: 7 * 24 * time.Hour,
-		NAT: config.NATNone, Announce: false, Conflict: "warn",
+		NAT: config.NATNone, Announce: false, Conflict: "refuse",
 	}
 	want.Networks = map[string]config.Network{"default": def, "public": public, "third": third}
 	want.Launch, want.LibvirtURI = "process", "qemu+unix:///system?socket=/run/x"

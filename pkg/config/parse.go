@@ -201,6 +201,10 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 		}
 	case "conflict":
 		p.word(e, &n.Conflict, "refuse", "warn")
+		if n.Conflict == "warn" {
+			n.Conflict = "refuse"
+			p.add(problem.EUnsupported, e.Line, p.key("conflict")+": this version does not start a VM whose address another one has", "use conflict: refuse")
+		}
 	default:
 		p.unknown(e, networkKeys)
 	}

@@ -21,6 +21,7 @@ type VM struct {
 	Hostname string
 	Domain   string
 	NICs     []NIC
+	File     string // where the annotation is, for messages; "" is the domain's XML
 }
 
 // NIC is one NIC of a VM with everything that annotation and network say of
@@ -38,4 +39,6 @@ type NIC struct {
 	Routes  []netip.Prefix
 	Lease   time.Duration
 	NAT     config.NAT
+	Lines   map[netip.Addr]int // where the annotation gives each address, for messages
+	Line    int                // the same of the NIC
 }
