@@ -35,7 +35,7 @@ var (
 	mail = lab.Domain{ // routed
 		Name:     "mail",
 		Metadata: lab.Annotation(`ipv4="198.51.100.7" ipv6="2001:db8:100::7"`),
-		Guest6:   []string{"2001:db8:100::7/128"},
+		DHCPv6:   true,
 	}
 	seed = lab.Domain{ // the gateway is not link-local and not in the guest's subnet
 		Name:     "seed",

@@ -21,7 +21,7 @@ func TestSpoof(t *testing.T) {
 	start(ctx, t, lab.Domain{
 		Name:     "spoofer",
 		Metadata: lab.Annotation(`ipv4="198.51.100.9" ipv6="` + own6 + `"`),
-		Guest6:   []string{own6 + "/128"},
+		DHCPv6:   true,
 	})
 	guest := world.Console("spoofer")
 	must(t, guest.WaitFor(ctx, "GUEST bound"))

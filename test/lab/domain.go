@@ -17,9 +17,9 @@ import (
 type Domain struct {
 	Name     string
 	UUID     string
-	Metadata string   // content of <metadata>, e.g. from Annotation
-	NICs     []NIC    // default: one
-	Guest6   []string // addresses with length that the guest gives eth0 itself
+	Metadata string // content of <metadata>, e.g. from Annotation
+	NICs     []NIC  // default: one
+	DHCPv6   bool   // the guest asks for its IPv6 addresses; else it only follows the RA
 	// Cheap is a VM of 4 MiB without a kernel, started paused: all hooks and
 	// the tap, no guest.
 	Cheap bool

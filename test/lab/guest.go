@@ -5,7 +5,9 @@ import (
 	_ "embed"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strings"
 )
@@ -15,6 +17,8 @@ var (
 	guestInit []byte
 	//go:embed guest/udhcpc.script
 	guestDHCP []byte
+	//go:embed guest/dhcpcd.conf
+	guestDHCP6 []byte
 )
 
 const (
@@ -59,7 +63,7 @@ func initramfs() ([]byte, error) {
 		return nil, fmt.Errorf("make the guests' root: %w", err)
 	}
 	var w cpio
-	for _, dir := range []string{"bin", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "run", "tmp", "dev"} {
+	for _, dir := range []string{"bin", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "run", "tmp", "dev", "usr", "usr/sbin", "var", "var/lib", "var/lib/dhcpcd"} {
 		w.dir(dir)
 	}
 	w.file("init", 0o755, guestInit)
@@ -67,6 +71,11 @@ func initramfs() ([]byte, error) {
 	w.file("etc/udhcpc.script", 0o755, guestDHCP)
 	w.file("etc/acpi/PWRF/00000080", 0o755, []byte("#!/bin/busybox sh\n/bin/busybox poweroff -f\n"))
 	w.char("dev/console", 5, 1)
+	w.file("etc/dhcpcd.conf", 0o644, guestDHCP6)
+	w.file("etc/passwd", 0o644, []byte("root:x:0:0::/:/bin/sh\n"))
+	if err := w.program("/usr/sbin/dhcpcd"); err != nil {
+		return nil, fmt.Errorf("make the guests' root: %w", err)
+	}
 	var order strings.Builder
 	for _, m := range guestModules {
 		b, err := os.ReadFile(filepath.Join("/lib/modules", version, "kernel", m))
@@ -78,6 +87,34 @@ func initramfs() ([]byte, error) {
 	}
 	w.file("lib/modules/order", 0o644, []byte(order.String()))
 	return w.bytes(), nil
+}
+
+var libraryPath = regexp.MustCompile(`(?m)(/\S+) \(0x`)
+
+// program adds a program with the shared libraries that it needs, each at its
+// path on the host.
+func (c *cpio) program(path string) error {
+	out, err := exec.Command("ldd", path).Output()
+	if err != nil {
+		return fmt.Errorf("find the libraries of %s: %w", path, err)
+	}
+	files := []string{path}
+	for _, m := range libraryPath.FindAllStringSubmatch(string(out), -1) {
+		files = append(files, m[1])
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return fmt.Errorf("read a program of the host's: %w", err)
+		}
+		name := ""
+		for _, dir := range strings.Split(strings.Trim(filepath.Dir(f), "/"), "/") {
+			name = filepath.Join(name, dir)
+			c.dir(name)
+		}
+		c.file(strings.TrimPrefix(f, "/"), 0o755, b)
+	}
+	return nil
 }
 
 // cpio writes the "newc" format of cpio(5), which the kernel unpacks.

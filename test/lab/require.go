@@ -20,6 +20,7 @@ func Missing() error {
 		{"virsh", "libvirt-clients"},
 		{"qemu-system-x86_64", "qemu-system-x86"},
 		{"busybox", "busybox-static"},
+		{"dhcpcd", "dhcpcd-base"},
 		{"ip", "iproute2"},
 		{"nft", "nftables"},
 		{"conntrack", "conntrack"},

@@ -24,16 +24,17 @@ ip -n rtr link add inet0 type veth peer name up0 netns inet
 address() { # namespace device address...
 	local ip="ip ${1:+-n $1}" dev=$2
 	shift 2
-	# No link-local address: its duplicate detection would end some time later.
+	# The kernel's own link-local address would be usable, after its duplicate
+	# detection, some time later.
 	$ip link set "$dev" addrgenmode none up
 	for a; do $ip address add "$a" dev "$dev" $(case $a in *:*) echo nodad ;; esac); done
 }
-address "" up0 192.0.2.2/30 2001:db8:0:1::2/64
-address rtr hv0 192.0.2.1/30 2001:db8:0:1::1/64
-address "" up1 192.0.2.6/30 2001:db8:0:2::2/64
-address rtr hv1 192.0.2.5/30 2001:db8:0:2::1/64
-address rtr inet0 203.0.113.1/24 2001:db8:9::1/64
-address inet up0 203.0.113.9/24 2001:db8:9::9/64
+address "" up0 192.0.2.2/30 fe80::2/64 2001:db8:0:1::2/64
+address rtr hv0 192.0.2.1/30 fe80::a/64 2001:db8:0:1::1/64
+address "" up1 192.0.2.6/30 fe80::6/64 2001:db8:0:2::2/64
+address rtr hv1 192.0.2.5/30 fe80::a/64 2001:db8:0:2::1/64
+address rtr inet0 203.0.113.1/24 fe80::a/64 2001:db8:9::1/64
+address inet up0 203.0.113.9/24 fe80::9/64 2001:db8:9::9/64
 
 ip route add default via 192.0.2.1
 ip route add default via 2001:db8:0:1::1
