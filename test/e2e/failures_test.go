@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -106,6 +107,7 @@ func TestLibvirtdStopped(t *testing.T) {
 	must(t, err)
 	pid = strings.TrimSpace(pid)
 	hv(ctx, t, "kill", "-STOP", pid)
+	cleanup(t, func(ctx context.Context) { hv(ctx, t, "kill", "-CONT", pid) })
 	must(t, world.KillQEMU(ctx, "orphan"))
 	hv(ctx, t, "ip", "route", "del", mail4, "proto", "32")
 	eventually(ctx, t, "a route of a running VM is repaired meanwhile", func() error {

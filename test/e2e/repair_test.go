@@ -20,7 +20,7 @@ func TestRepair(t *testing.T) {
 		{"neighbour changed", "ip neigh replace " + mail4 + " lladdr 52:54:00:00:00:99 dev " + bridge},
 		{"gateway address deleted", "ip address flush dev " + bridge},
 		{"sysctl changed", "sysctl -qw net.ipv4.conf." + bridge + ".rp_filter=0"},
-		{"alias and group changed", "ip link set " + bridge + " group 0 mtu 1400"},
+		{"group and MTU changed", "ip link set " + bridge + " group 0 mtu 1400"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx := scenario(t)

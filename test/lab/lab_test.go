@@ -95,6 +95,35 @@ func TestMakerKilled(t *testing.T) {
 	}
 }
 
+// TestSideBySide shows that two labs do not see each other.
+func TestSideBySide(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hook := writeHook(t)
+	var labs [2]*lab.Lab
+	for i := range labs {
+		l, err := lab.Up(ctx, lab.Options{Hook: hook})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		labs[i] = l
+	}
+	if err := labs[0].Define(ctx, lab.Domain{Name: "only-here", Cheap: true}); err != nil {
+		t.Error(err)
+	}
+	for i, want := range []string{"only-here", ""} {
+		got, err := labs[i].Virsh(ctx, "list", "--all", "--name")
+		if err != nil || got != want {
+			t.Errorf("lab %d has domains %q, want %q; error %v", i, got, want, err)
+		}
+	}
+}
+
 // TestLab shows that a lab by itself works: libvirtd calls a hook, a guest
 // boots and reaches the internet, a restart of libvirtd reaches the hook, and
 // everything goes again.
