@@ -121,7 +121,7 @@ func compileDHCP4(n NIC) (dhcp4Templates, error) {
 	put(o4MicrosoftShort, wire.Opt4MicrosoftRoutes, short)
 
 	microsoft := setOf4(o4Microsoft)
-	t.lease = 1<<numOptions4 - 1&^setOf4(o4RoutesShort, o4Microsoft, o4MicrosoftShort)
+	t.lease = (1<<numOptions4 - 1) &^ setOf4(o4RoutesShort, o4Microsoft, o4MicrosoftShort)
 	t.inform = t.lease &^ setOf4(o4Lease, o4T1, o4T2)
 	for i, set := range []optionSet4{t.lease, t.lease | microsoft, t.inform, t.inform | microsoft} {
 		t.whole[i] = t.append(nil, set)
