@@ -1,0 +1,211 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/slash32/slash32/pkg/control"
+)
+
+func (c *command) status(ctx context.Context, _ []string) error {
+	reply, err := c.ask(ctx, control.Request{Op: "status"})
+	if err != nil {
+		return err
+	}
+	if reply.Status == nil {
+		return fail(ExitError, "the agent's reply has no status. Fix: restart it, so that it is of the version of this program")
+	}
+	if c.json {
+		return c.printJSON(reply.Status)
+	}
+	return c.print(c.statusText(*reply.Status))
+}
+
+func (c *command) statusText(s control.Status) string {
+	var b strings.Builder
+	online := 0
+	for _, v := range s.VMs {
+		if v.State == "online" {
+			online++
+		}
+	}
+	fmt.Fprintf(&b, "host %s, agent %s up %s, uplink %s, %d of %d online\n", oneLine(s.Host), oneLine(s.Version), c.ago(s.Since), uplink(s), online, len(s.VMs))
+	if s.Degraded != "" {
+		since := ""
+		if s.DegradedSince != nil {
+			since = " for " + c.ago(*s.DegradedSince)
+		}
+		fmt.Fprintf(&b, "DEGRADED%s: %s\n", since, oneLine(s.Degraded))
+	}
+	if s.LastError != "" {
+		fmt.Fprintf(&b, "last error: %s\n", oneLine(s.LastError))
+	}
+	for _, w := range s.Warnings {
+		fmt.Fprintln(&b, oneLine(w))
+	}
+	if len(s.VMs) == 0 {
+		b.WriteString("\nno annotated VM runs\n")
+		return b.String()
+	}
+	b.WriteByte('\n')
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	row := func(cells ...string) {
+		for i, cell := range cells {
+			cells[i] = cmp.Or(oneLine(cell), "-")
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	row("VM", "STATE", "ADDRESSES", "BRIDGE", "UPLINK", "NAT", "SPOOFED", "RESPONDER")
+	for _, v := range s.VMs {
+		up := "down"
+		if v.Responder.Up {
+			up = "up"
+		}
+		if len(v.NICs) == 0 {
+			row(v.Name, v.State, "", "", "", "", "", up)
+		}
+		for _, n := range v.NICs {
+			row(v.Name, v.State, addresses(n), n.Bridge, n.Uplink, n.NAT, fmt.Sprint(n.Spoofed.IPv4+n.Spoofed.IPv6+n.Spoofed.MAC), up)
+		}
+	}
+	_ = w.Flush() // to a strings.Builder
+	var notes []string
+	for _, v := range s.VMs {
+		if v.Text != "" {
+			notes = append(notes, fmt.Sprintf("%s %s: %s", oneLine(v.Name), oneLine(v.State), oneLine(strings.TrimPrefix(v.Text, v.Name+": "))))
+		}
+		for _, p := range v.Problems {
+			if p != v.Text {
+				notes = append(notes, oneLine(p))
+			}
+		}
+	}
+	if len(notes) > 0 {
+		b.WriteString("\n" + strings.Join(notes, "\n") + "\n")
+	}
+	return b.String()
+}
+
+func uplink(s control.Status) string {
+	switch {
+	case s.Uplink4 == s.Uplink6:
+		return cmp.Or(oneLine(s.Uplink4), "none")
+	case s.Uplink6 == "":
+		return oneLine(s.Uplink4) + " (IPv4 only)"
+	case s.Uplink4 == "":
+		return oneLine(s.Uplink6) + " (IPv6 only)"
+	}
+	return oneLine(s.Uplink4) + " (IPv4), " + oneLine(s.Uplink6) + " (IPv6)"
+}
+
+// addresses is a NIC's addresses, the first of each family and how many more.
+func addresses(n control.NIC) string {
+	var s []string
+	more := 0
+	for _, family := range [][]string{n.IPv4, n.IPv6} {
+		if len(family) > 0 {
+			s = append(s, family[0])
+			more += len(family) - 1
+		}
+	}
+	if more > 0 {
+		s = append(s, fmt.Sprintf("+%d", more))
+	}
+	return strings.Join(s, " ")
+}
+
+// ago is how long t is past, in one or two units.
+func (c *command) ago(t time.Time) string {
+	d := max(0, c.Now().Sub(t))
+	switch {
+	case t.IsZero():
+		return "?"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours())/24)
+}
+
+func (c *command) show(ctx context.Context, args []string) error {
+	reply, err := c.ask(ctx, control.Request{Op: "show", VM: args[0]})
+	if err != nil {
+		return err
+	}
+	if reply.VM == nil {
+		return fail(ExitError, "the agent's reply has no VM. Fix: restart it, so that it is of the version of this program")
+	}
+	if c.json {
+		return c.printJSON(reply.VM)
+	}
+	return c.print(c.showText(*reply.VM))
+}
+
+func (c *command) showText(v control.VM) string {
+	var b strings.Builder
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-12s%s\n", name, oneLine(fmt.Sprintf(format, args...)))
+	}
+	line("name", "%s", v.Name)
+	line("uuid", "%s", v.UUID)
+	state := v.State + " for " + c.ago(v.Since)
+	if v.Text != "" {
+		state += ": " + v.Text
+	}
+	line("state", "%s", state)
+	if r := v.Responder; r.Up {
+		line("responder", "up for %s, pid %d, version %s", c.ago(r.Since), r.PID, cmp.Or(r.Version, "?"))
+	} else {
+		line("responder", "down")
+	}
+	for _, p := range v.Problems {
+		line("problem", "%s", p)
+	}
+	for _, n := range v.NICs {
+		b.WriteByte('\n')
+		line("nic", "%s", n.MAC)
+		line("  bridge", "%s", n.Bridge)
+		if n.Tap != "" {
+			line("  tap", "%s", n.Tap)
+		}
+		line("  network", "%s", n.Network)
+		for _, a := range n.IPv4 {
+			line("  ipv4", "%s/32", a)
+		}
+		for _, a := range n.IPv6 {
+			line("  ipv6", "%s/128", a)
+		}
+		nat := n.NAT
+		if n.Uplink != "" {
+			nat += " by " + n.Uplink
+		}
+		line("  nat", "%s", nat)
+		line("  spoofed", "%d IPv4, %d IPv6, %d MAC", n.Spoofed.IPv4, n.Spoofed.IPv6, n.Spoofed.MAC)
+		for _, r := range v.Responder.NICs {
+			if r.Bridge == n.Bridge {
+				for _, name := range slices.Sorted(maps.Keys(r.Verdicts)) {
+					line("  frames", "%d %s", r.Verdicts[name], name)
+				}
+				for _, x := range r.Last {
+					line("  last", "%s ago %s", c.ago(x.At), x.Verdict)
+				}
+			}
+		}
+	}
+	if v.Objects != "" {
+		b.WriteString("\nkernel\n")
+		for l := range strings.Lines(v.Objects) {
+			b.WriteString("  " + oneLine(strings.TrimSuffix(l, "\n")) + "\n")
+		}
+	}
+	return b.String()
+}
