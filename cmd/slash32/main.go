@@ -1,0 +1,47 @@
+// Command slash32 shows what the agent does for the VMs of this host and checks
+// their annotations.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/slash32/slash32/pkg/cli"
+	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/kernel"
+	"github.com/slash32/slash32/pkg/plan"
+	"github.com/slash32/slash32/pkg/spool"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	dirs := spool.DirsFromEnv(os.Getenv)
+	code := cli.Run(ctx, cli.Env{
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Dirs: dirs,
+		Now:  time.Now,
+		Call: func(ctx context.Context, r control.Request) (control.Reply, error) {
+			return control.Call(ctx, dirs.Socket(), r)
+		},
+		Facts: facts,
+	}, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+func facts(ctx context.Context) (plan.Facts, error) {
+	log := logrus.New()
+	log.SetOutput(io.Discard) // the error says it
+	k, err := kernel.New(log)
+	if err != nil {
+		return plan.Facts{}, err
+	}
+	defer k.Close()
+	return k.Facts(ctx)
+}
