@@ -80,22 +80,22 @@ func (s *session) register() error {
 	for _, register := range []func() (int, error){
 		func() (int, error) {
 			return c.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventLifecycle) {
-				s.changed(d, "libvirt: lifecycle")
+				s.changed(d, "lifecycle")
 			})
 		},
 		func() (int, error) {
 			return c.DomainEventMetadataChangeRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventMetadataChange) {
-				s.changed(d, "libvirt: metadata changed")
+				s.changed(d, "metadata changed")
 			})
 		},
 		func() (int, error) {
 			return c.DomainEventDeviceAddedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceAdded) {
-				s.changed(d, "libvirt: device added")
+				s.changed(d, "device added")
 			})
 		},
 		func() (int, error) {
 			return c.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceRemoved) {
-				s.changed(d, "libvirt: device removed")
+				s.changed(d, "device removed")
 			})
 		},
 	} {

@@ -106,7 +106,7 @@ func (c *Conn) once(ctx context.Context, wake func(string)) error {
 	}
 	c.note(s, nil)
 	c.log.Infof("libvirt (%s): connected", c.uri)
-	wake("libvirt: connected")
+	wake("connected")
 
 	select {
 	case <-ctx.Done():
@@ -116,7 +116,7 @@ func (c *Conn) once(ctx context.Context, wake func(string)) error {
 	}
 	c.note(nil, err)
 	if ctx.Err() == nil {
-		wake("libvirt: connection lost")
+		wake("connection lost")
 	}
 	closed := make(chan struct{})
 	go func() {

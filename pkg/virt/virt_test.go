@@ -118,7 +118,7 @@ func create(t *testing.T, c *libvirt.Connect) *libvirt.Domain {
 func TestLifeOfADomain(t *testing.T) {
 	const uri = "test:///default"
 	c, reasons := start(t, uri)
-	await(t, reasons, "libvirt: connected")
+	await(t, reasons, "connected")
 	if connected, _ := c.State(); !connected {
 		t.Error("State does not say connected")
 	}
@@ -127,7 +127,7 @@ func TestLifeOfADomain(t *testing.T) {
 	}
 
 	d := create(t, other(t, uri))
-	await(t, reasons, "libvirt: lifecycle")
+	await(t, reasons, "lifecycle")
 	got, ok := find(t, c, "web1")
 	if !ok {
 		t.Fatal("not in the list")
@@ -147,7 +147,7 @@ func TestLifeOfADomain(t *testing.T) {
 	if err := d.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, `<network ipv4="203.0.113.43"/>`, "slash32", "urn:slash32:domain:1", libvirt.DOMAIN_AFFECT_LIVE); err != nil {
 		t.Fatal(err)
 	}
-	await(t, reasons, "libvirt: metadata changed")
+	await(t, reasons, "metadata changed")
 	if got, _ := find(t, c, "web1"); !strings.Contains(got.XML, "203.0.113.43") {
 		t.Errorf("the XML is old: %s", got.XML)
 	}
@@ -155,7 +155,7 @@ func TestLifeOfADomain(t *testing.T) {
 	if err := d.Suspend(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, reasons, "libvirt: lifecycle")
+	await(t, reasons, "lifecycle")
 	if got, _ := find(t, c, "web1"); got.State != "paused" {
 		t.Errorf("state %q", got.State)
 	}
@@ -163,7 +163,7 @@ func TestLifeOfADomain(t *testing.T) {
 	if err := d.Destroy(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, reasons, "libvirt: lifecycle")
+	await(t, reasons, "lifecycle")
 	if _, ok := find(t, c, "web1"); ok {
 		t.Error("still in the list")
 	}
@@ -309,21 +309,21 @@ func (d *daemon) kill(t *testing.T) {
 func TestLibvirtdRestarts(t *testing.T) {
 	d := newDaemon(t)
 	c, reasons := start(t, d.uri())
-	await(t, reasons, "libvirt: connected")
+	await(t, reasons, "connected")
 	for range 2 {
 		if _, ok := find(t, c, "test"); !ok {
 			t.Error("not in the list")
 		}
 		d.kill(t)
-		await(t, reasons, "libvirt: connection lost")
+		await(t, reasons, "connection lost")
 		if _, err := c.Snapshot(context.Background()); err == nil || !strings.Contains(err.Error(), "no connection to "+d.uri()) {
 			t.Errorf("got %v", err)
 		}
 		d.start(t)
-		await(t, reasons, "libvirt: connected")
+		await(t, reasons, "connected")
 	}
 	create(t, other(t, d.uri()))
-	await(t, reasons, "libvirt: lifecycle")
+	await(t, reasons, "lifecycle")
 	if _, ok := find(t, c, "web1"); !ok {
 		t.Error("not in the list")
 	}
@@ -332,7 +332,7 @@ func TestLibvirtdRestarts(t *testing.T) {
 func TestLibvirtdHangs(t *testing.T) {
 	d := newDaemon(t)
 	c, reasons := start(t, d.uri())
-	await(t, reasons, "libvirt: connected")
+	await(t, reasons, "connected")
 	d.signal(t, unix.SIGSTOP)
 	for i := range 3 {
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
@@ -341,12 +341,12 @@ func TestLibvirtdHangs(t *testing.T) {
 		}
 		cancel()
 	}
-	await(t, reasons, "libvirt: connection lost")
+	await(t, reasons, "connection lost")
 	if connected, _ := c.State(); connected {
 		t.Error("State says connected")
 	}
 	d.signal(t, unix.SIGCONT)
-	await(t, reasons, "libvirt: connected")
+	await(t, reasons, "connected")
 	if _, ok := find(t, c, "test"); !ok {
 		t.Error("not in the list")
 	}
@@ -356,7 +356,7 @@ func TestLibvirtdHangs(t *testing.T) {
 func TestShortHang(t *testing.T) {
 	d := newDaemon(t)
 	c, reasons := start(t, d.uri())
-	await(t, reasons, "libvirt: connected")
+	await(t, reasons, "connected")
 	d.signal(t, unix.SIGSTOP)
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
@@ -377,7 +377,7 @@ func TestShortHang(t *testing.T) {
 func TestManyDomains(t *testing.T) {
 	const uri, many = "test:///default", 100
 	c, reasons := start(t, uri)
-	await(t, reasons, "libvirt: connected")
+	await(t, reasons, "connected")
 	lv := other(t, uri)
 	for i := range many {
 		name := fmt.Sprintf("many%d", i)
