@@ -1,0 +1,153 @@
+package hook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/source"
+	"github.com/slash32/slash32/pkg/spool"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// stopped withdraws everything but the bridge, routes first, so that BGP
+// withdraws them before the link goes. libvirt calls it after a start that
+// failed, too, and then sends no event.
+func (o *operation) stopped(ctx context.Context) error {
+	id, ok := source.UUID(o.xml)
+	if !ok {
+		return nil
+	}
+	unlock, err := o.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d, bridges, err := o.remains(ctx, id)
+	if err != nil || len(bridges) == 0 {
+		return err
+	}
+	if d.Phase != "" {
+		d.Phase, d.At = spool.Stopped, o.Now()
+		err = o.spool.WriteDeclaration(d)
+	}
+	return errors.Join(err, o.clear(ctx, bridges, false))
+}
+
+// release removes the rest: responder, bridge and files.
+func (o *operation) release(ctx context.Context) error {
+	id, ok := source.UUID(o.xml)
+	if !ok {
+		return nil
+	}
+	unlock, err := o.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d, bridges, err := o.remains(ctx, id)
+	if err != nil {
+		return err
+	}
+	if len(bridges) == 0 && d.Phase == "" {
+		return nil
+	}
+	c, _ := config.Load(o.Dirs.Config) // a broken file must not keep a teardown from happening
+	var errs []error
+	if err := o.Launcher(c.Launch).Stop(ctx, o.spool.VMDir(id)); err != nil {
+		errs = append(errs, fmt.Errorf("stop the responder: %w", err))
+	}
+	errs = append(errs, o.clear(ctx, bridges, true))
+	if d.Phase == "" {
+		return errors.Join(append(errs, o.spool.Remove(id))...)
+	}
+	// The tombstone keeps a listing that the agent read before now from bringing
+	// the VM back. Without an agent there is nobody to fool, nor to remove it.
+	d.Phase, d.At, d.XML, d.Addrs = spool.Released, o.Now(), "", nil
+	errs = append(errs, o.spool.WriteDeclaration(d), o.spool.RemoveBinding(id))
+	if !o.Poke(id.String()) {
+		errs = append(errs, o.spool.Remove(id))
+	}
+	return errors.Join(errs...)
+}
+
+// remains is the VM's declaration (zero when there is none) and those of its
+// bridges that may be torn down. None may when one of them has a port: the tap
+// is gone by now, so it is that of a newer incarnation.
+func (o *operation) remains(ctx context.Context, id uuid.UUID) (spool.Declaration, []string, error) {
+	d, err := o.spool.Declaration(id)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		o.Log.Warnf("%s: %v; going by the kernel alone", o.name, err)
+	}
+	if err := o.openKernel(); err != nil {
+		return d, nil, err
+	}
+	have, err := o.kernel.Read(ctx, state.Scope{Links: d.Bridges})
+	if err != nil {
+		return d, nil, fmt.Errorf("read the kernel's state: %w", err)
+	}
+	var bridges []string
+	for name, l := range have.Links {
+		if l.UUID != id.String() {
+			continue
+		}
+		if l.Ports != "" {
+			o.Log.Warnf("%s: bridge %s has a port (%s) of a newer start; nothing is torn down", o.name, name, l.Ports)
+			return spool.Declaration{}, nil, nil
+		}
+		bridges = append(bridges, name)
+	}
+	slices.Sort(bridges)
+	return d, bridges, nil
+}
+
+// clear removes the bridges' objects, and with links the bridges themselves.
+// With the last of our bridges go the policy rules and the nftables table.
+func (o *operation) clear(ctx context.Context, bridges []string, links bool) error {
+	if len(bridges) == 0 {
+		return nil
+	}
+	have, err := o.kernel.Read(ctx, state.Scope{Links: bridges})
+	if err != nil {
+		return fmt.Errorf("read the kernel's state: %w", err)
+	}
+	want := state.New()
+	want.Rules, want.Skeleton, want.Sysctls = have.Rules, have.Skeleton, have.Sysctls
+	if !links {
+		want.Links, want.Addrs = have.Links, have.Addrs
+	} else if alone, err := o.alone(ctx, bridges); err != nil {
+		return err
+	} else if alone {
+		want.Rules, want.Skeleton = nil, ""
+	}
+	if _, err := o.kernel.Apply(ctx, state.Diff(have, want)); err != nil {
+		return fmt.Errorf("tear down %v: %w", bridges, err)
+	}
+	return nil
+}
+
+// alone tells whether no bridge of ours but these is there.
+func (o *operation) alone(ctx context.Context, bridges []string) (bool, error) {
+	ids, err := o.spool.VMs()
+	if err != nil {
+		return false, err
+	}
+	if len(ids) > 1 { // cheap, and enough on a host with many VMs
+		return false, nil
+	}
+	all, err := o.kernel.Read(ctx, state.Scope{})
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's state: %w", err)
+	}
+	for name := range all.Links {
+		if !slices.Contains(bridges, name) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

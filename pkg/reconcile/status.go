@@ -1,0 +1,212 @@
+package reconcile
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/intent"
+	"github.com/slash32/slash32/pkg/problem"
+	"github.com/slash32/slash32/pkg/spool"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// Repairs within fightWindow that come to fightCount are a fight with another
+// program: one line says so, at most once a window.
+const (
+	fightCount  = 5
+	fightWindow = time.Minute
+)
+
+// note logs what a pass did and keeps what status shows.
+func (l *Loop) note(p *pass, reasons []string, err error) {
+	for _, bad := range p.bad {
+		l.Log.Errorf("%v", bad)
+	}
+	l.noteProblems(p)
+	if p.writes > 0 {
+		l.Log.WithField("why", strings.Join(reasons, ", ")).Infof("%d kernel writes: %s", p.writes, summary(p.changes))
+	}
+	l.noteRepairs(p, reasons)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := &l.status
+	s.Passes++
+	s.Writes += uint64(p.writes)
+	if l.first {
+		s.FirstPassWrites = uint64(p.writes)
+		l.first = false
+	}
+	s.LastError = ""
+	if err != nil {
+		s.LastError = err.Error()
+	}
+	s.Degraded, s.DegradedSince = "", nil
+	if l.listed.err != nil {
+		since := l.listed.errAt
+		s.Degraded, s.DegradedSince = "libvirt's list is not known: "+l.listed.err.Error(), &since
+	}
+	s.Uplink4, s.Uplink6 = p.facts.Uplink4, p.facts.Uplink6
+	s.Warnings = nil
+	for _, w := range p.warnings {
+		s.Warnings = append(s.Warnings, w.String())
+	}
+	s.VMs = p.status()
+	l.xml = map[uuid.UUID]string{}
+	for id, v := range p.vms {
+		l.xml[id] = cmp.Or(v.domain.XML, v.decl.XML)
+	}
+}
+
+// noteProblems logs each problem when it appears, not in each pass.
+func (l *Loop) noteProblems(p *pass) {
+	now := map[string]struct{}{}
+	add := func(line string) {
+		if _, old := l.warned[line]; !old {
+			l.Log.Warn(line)
+		}
+		now[line] = struct{}{}
+	}
+	for _, v := range p.vms {
+		for _, pr := range v.problems {
+			add(pr.String())
+		}
+	}
+	for _, w := range p.warnings {
+		add(w.String())
+	}
+	l.warned = now
+}
+
+// noteRepairs counts passes that changed the kernel though nobody asked for
+// anything: only the kernel's own events woke them.
+func (l *Loop) noteRepairs(p *pass, reasons []string) {
+	if p.writes == 0 || !slices.ContainsFunc(reasons, func(r string) bool { return strings.HasPrefix(r, KernelReason) }) ||
+		slices.ContainsFunc(reasons, func(r string) bool { return !strings.HasPrefix(r, KernelReason) }) {
+		return
+	}
+	now := l.Now()
+	l.repairs = slices.DeleteFunc(l.repairs, func(t time.Time) bool { return now.Sub(t) > fightWindow })
+	l.repairs = append(l.repairs, now)
+	if len(l.repairs) == fightCount {
+		l.Log.Warnf("another program keeps changing what slash32 set up: %d repairs in %v, the last one after %s: %s. Fix: find it (ip monitor, nft monitor) and keep it from objects of protocol 32 and table inet slash32",
+			fightCount, fightWindow, strings.Join(reasons, ", "), summary(p.changes))
+	}
+	if len(l.repairs) > fightCount {
+		l.repairs = l.repairs[1:]
+	}
+}
+
+// warn finds what keeps VMs offline though everything of ours is in place.
+func (p *pass) warn(have state.State) {
+	masquerade := false
+	for _, v := range p.vms {
+		for _, n := range v.intent.NICs {
+			masquerade = masquerade || n.NAT != config.NATNone && n.Network.Uplink == "auto"
+		}
+	}
+	if masquerade && p.facts.Uplink4 == "" && p.facts.Uplink6 == "" {
+		p.warnings = append(p.warnings, problem.Problem{
+			Code: problem.WUplink, What: "the host has no default route, so there is no uplink to masquerade to",
+			Fix: "add a default route, or name the uplink in " + p.Spool.Config + "/slash32.yaml",
+		})
+	}
+	if p.config.Forwarding == "check" && len(p.vms) > 0 {
+		for _, path := range forwardingPaths {
+			if have.Sysctls[path] == "0" {
+				p.warnings = append(p.warnings, problem.Problem{
+					Code: problem.WForwarding, What: path + " is 0, so VMs reach nothing beyond this host, and the configuration says forwarding: check",
+					Fix: "sysctl -w " + strings.ReplaceAll(path, "/", ".") + "=1, or set forwarding: manage",
+				})
+			}
+		}
+	}
+}
+
+var forwardingPaths = [...]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}
+
+// KernelReason starts the reasons of passes that the kernel's events ask for.
+const KernelReason = "kernel: "
+
+// summary is at most three changes, and how many more.
+func summary(cs []state.Change) string {
+	const shown = 3
+	var s []string
+	for _, c := range cs[:min(len(cs), shown)] {
+		s = append(s, c.String())
+	}
+	if len(cs) > shown {
+		s = append(s, fmt.Sprintf("and %d more", len(cs)-shown))
+	}
+	return strings.Join(s, "; ")
+}
+
+// status is the VMs as the pass saw them.
+func (p *pass) status() []control.VM {
+	vms := []control.VM{}
+	for id, v := range p.vms {
+		c := control.VM{UUID: id.String(), Name: v.intent.Name, State: "online", Since: p.since[id]}
+		for _, pr := range v.problems {
+			c.Problems = append(c.Problems, pr.String())
+		}
+		switch {
+		case !v.planned:
+			c.State, c.Text = "error", firstOf(c.Problems)
+		case v.declared && v.decl.Phase == spool.Preparing:
+			c.State, c.Text = "starting", "libvirt has not said yet that the guest runs"
+		}
+		for _, n := range v.intent.NICs {
+			c.NICs = append(c.NICs, p.nic(v, n))
+		}
+		vms = append(vms, c)
+	}
+	for _, d := range p.gone {
+		if _, listed := p.listed.domains[d.UUID]; d.Phase == spool.Stopped && listed {
+			vms = append(vms, control.VM{UUID: d.UUID.String(), Name: d.Name, State: "stopping", Since: d.At})
+		}
+	}
+	slices.SortFunc(vms, func(a, b control.VM) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.UUID, b.UUID)) })
+	return vms
+}
+
+func (p *pass) nic(v *vm, n intent.NIC) control.NIC {
+	c := control.NIC{
+		MAC: n.MAC.String(), Bridge: n.Bridge, Network: n.Network.Name, NAT: string(n.NAT),
+		Tap: v.taps[n.MAC],
+	}
+	if n.NAT != config.NATNone {
+		c.Uplink = n.Network.Uplink
+		if c.Uplink == "auto" {
+			c.Uplink = cmp.Or(p.facts.Uplink4, p.facts.Uplink6)
+		}
+	}
+	for _, a := range n.Addrs4 {
+		c.IPv4 = append(c.IPv4, a.String())
+	}
+	for _, a := range n.Addrs6 {
+		c.IPv6 = append(c.IPv6, a.String())
+	}
+	return c
+}
+
+func firstOf(s []string) string {
+	if len(s) == 0 {
+		return ""
+	}
+	return s[0]
+}
+
+// XML is the newest XML that the loop has of a VM. It is safe while Run runs.
+func (l *Loop) XML(id uuid.UUID) (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x, ok := l.xml[id]
+	return x, ok
+}
