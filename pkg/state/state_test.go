@@ -77,7 +77,7 @@ func TestDiff(t *testing.T) {
 			}),
 			changes: `add table inet slash32 v1
 add element guard4 { "br1" . 192.0.2.1 }
-add element mark { "br1" : 0x00200000 }
+add element marks { "br1" : 0x00200000 }
 add element masq4 { "eth0" . 192.0.2.1 }
 add element spoof4 { "br1" }
 add link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 down
@@ -169,7 +169,7 @@ add route 192.0.2.1 dev br2 table main proto 32 metric 1024
 			changes: `replace link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 down (was: mtu 1400 stp)
 add sysctl net/ipv4/conf/br1/arp_ignore = 8 (was: 0)
 replace link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 up (was: down)
-replace element mark { "br1" : 0x00200000 } (was: mark { "br1" : 0x00400000 })
+replace element marks { "br1" : 0x00200000 } (was: marks { "br1" : 0x00400000 })
 replace neighbour 192.0.2.1 dev br1 lladdr 52:54:00:ab:cd:01 PERMANENT (was: 52:54:00:00:00:99)
 add rule -4 32000: from all lookup 100 suppress_prefixlength 0 proto 32
 replace route 192.0.2.1 dev br1 table main proto 32 metric 1024 (was: 192.0.2.1 dev eth0 table main proto 32 metric 1024)

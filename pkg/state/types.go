@@ -90,7 +90,7 @@ const (
 	SetGuard4   = "guard4"    // ifname . ipv4_addr: sources that may leave a bridge
 	SetGuard6   = "guard6"    // ifname . ipv6_addr
 	SetGuardMAC = "guard_mac" // ifname . ether_addr
-	SetMark     = "mark"      // ifname : mark, policy routing
+	SetMark     = "marks"     // ifname : mark, policy routing ("mark" is a word of nft(8))
 	SetMasq4    = "masq4"     // ifname (uplink) . ipv4_addr: masquerade
 	SetMasq6    = "masq6"     // ifname (uplink) . ipv6_addr
 	SetSpoof4   = "spoof4"    // ifname, with a counter: dropped for their IPv4 source

@@ -1,0 +1,336 @@
+package kernel
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+const (
+	// Damaged is the Skeleton of a table that is there but not as we made it.
+	Damaged = "damaged"
+
+	// fingerprintHex is the length of a fingerprint in a chain's name.
+	fingerprintHex = 16
+
+	// generationTries bounds how often the table is read again because somebody
+	// changed the ruleset meanwhile.
+	generationTries = 20
+
+	dataValue   = 1  // NFTA_DATA_VALUE
+	elemExprs   = 11 // NFTA_SET_ELEM_EXPRESSIONS
+	counterPkts = 2  // NFTA_COUNTER_PACKETS
+	genID       = 1  // NFTA_GEN_ID
+	chainFlags  = 10 // NFTA_CHAIN_FLAGS
+)
+
+// nft reads the table. All of it is of one generation of the ruleset.
+func (r *reader) nft(ctx context.Context) error {
+	for range generationTries {
+		before, err := r.k.generation()
+		if err != nil {
+			return fmt.Errorf("read generation of the nftables ruleset: %w", err)
+		}
+		skeleton, err := r.k.skeleton(ctx)
+		if err != nil {
+			return fmt.Errorf("read table %s: %w", marks.NftTable, err)
+		}
+		elems := map[state.Elem]struct{}{}
+		if skeleton != "" {
+			if elems, err = r.elems(ctx); err != nil {
+				return err
+			}
+		}
+		after, err := r.k.generation()
+		if err != nil {
+			return fmt.Errorf("read generation of the nftables ruleset: %w", err)
+		}
+		if before == after {
+			r.state.Skeleton, r.state.Elems = skeleton, elems
+			return nil
+		}
+	}
+	return fmt.Errorf("read table %s: the ruleset changed each of %d times", marks.NftTable, generationTries)
+}
+
+// elems reads the elements: all, or those of the links of the scope, which for
+// masquerading are those with the addresses behind them.
+func (r *reader) elems(ctx context.Context) (map[state.Elem]struct{}, error) {
+	all := state.State{Elems: map[state.Elem]struct{}{}, Routes: r.state.Routes}
+	for _, s := range sets() {
+		var got []state.Elem
+		err := r.k.dumpElems(ctx, s.name, func() { got = got[:0] }, func(e state.Elem, _ uint64) { got = append(got, e) })
+		if err != nil && !errors.Is(err, unix.ENOENT) { // a set that is gone: the skeleton is damaged
+			return nil, fmt.Errorf("read set %s of table %s: %w", s.name, marks.NftTable, err)
+		}
+		for _, e := range got {
+			all.Elems[e] = struct{}{}
+		}
+	}
+	if !r.scoped() {
+		return all.Elems, nil
+	}
+	links := make([]string, 0, len(r.only))
+	for n := range r.only {
+		links = append(links, n)
+	}
+	return state.Only(all, links...).Elems, nil
+}
+
+// generation is the number of the ruleset's last change.
+func (k *Kernel) generation() (uint32, error) {
+	m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0, []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
+	var gen uint32
+	err := k.nft.get(m, func(_ uint16, b []byte) {
+		nftAttrs(b, func(typ uint16, d []byte) {
+			if typ == genID {
+				gen = netU32(d)
+			}
+		})
+	})
+	return gen, err
+}
+
+// nftAttrs calls f for the attributes behind the nfgenmsg.
+func nftAttrs(b []byte, f func(typ uint16, data []byte)) {
+	if len(b) >= 4 {
+		attrs(b[4:], f)
+	}
+}
+
+// skeleton names the version of the table: "" when there is none, Damaged when
+// it is not as it was when we made it. When we make it, the last thing is an
+// empty chain whose name is the version and a fingerprint of all that the kernel
+// lists then.
+func (k *Kernel) skeleton(ctx context.Context) (string, error) {
+	marker, print, err := k.fingerprint(ctx)
+	if errors.Is(err, unix.ENOENT) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	version, ok := strings.CutSuffix(marker, "_"+print)
+	if !ok || version == "" {
+		return Damaged, nil
+	}
+	return version, nil
+}
+
+// fingerprint hashes table, sets, chains and rules as the kernel lists them,
+// and finds the chain that marks them as complete. The error is unix.ENOENT when
+// there is no table.
+func (k *Kernel) fingerprint(ctx context.Context) (marker, print string, err error) {
+	h := sha256.New()
+	var list []string
+	table := tableMessage(unix.NFT_MSG_GETTABLE, 0)
+	err = k.nft.get(table, func(_ uint16, b []byte) {
+		list = append(list, hashed(b, unix.NFTA_TABLE_NAME, unix.NFTA_TABLE_FLAGS))
+	})
+	if err != nil {
+		return "", "", err
+	}
+	// Other tables' chains and sets come along: the kernel filters only rules.
+	kinds := []struct {
+		get  uint16
+		keep []uint16
+	}{
+		{unix.NFT_MSG_GETCHAIN, []uint16{unix.NFTA_CHAIN_NAME, unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_POLICY, unix.NFTA_CHAIN_TYPE, chainFlags}},
+		{unix.NFT_MSG_GETSET, []uint16{unix.NFTA_SET_NAME, unix.NFTA_SET_FLAGS, unix.NFTA_SET_KEY_TYPE, unix.NFTA_SET_KEY_LEN, unix.NFTA_SET_DATA_TYPE, unix.NFTA_SET_DATA_LEN, setExpr}},
+		{unix.NFT_MSG_GETRULE, []uint16{unix.NFTA_RULE_CHAIN, unix.NFTA_RULE_EXPRESSIONS}},
+	}
+	for _, kind := range kinds {
+		var got []string
+		var name string
+		err := k.nft.dump(ctx, tableMessage(kind.get, 0), func() { got, name = nil, "" }, func(_ uint16, b []byte) {
+			table, chain := names(b)
+			switch {
+			case len(b) < 4 || b[0] != unix.NFPROTO_INET || table != marks.NftTable:
+			case kind.get == unix.NFT_MSG_GETCHAIN && isMarker(chain):
+				name = chain
+			default:
+				got = append(got, hashed(b, kind.keep...))
+			}
+		})
+		if err != nil {
+			return "", "", err
+		}
+		if kind.get != unix.NFT_MSG_GETRULE { // the order of rules counts
+			slices.Sort(got)
+		}
+		if name != "" {
+			marker = name
+		}
+		list = append(list, got...)
+	}
+	writeAll(h, list)
+	return marker, hex.EncodeToString(h.Sum(nil))[:fingerprintHex], nil
+}
+
+func writeAll(h hash.Hash, list []string) {
+	for _, s := range list {
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(s))))
+		h.Write([]byte(s))
+	}
+}
+
+// hashed is what counts of one object: some attributes, in the kernel's order.
+func hashed(b []byte, keep ...uint16) string {
+	var s []byte
+	nftAttrs(b, func(typ uint16, d []byte) {
+		if slices.Contains(keep, typ) {
+			s = binary.BigEndian.AppendUint16(s, typ)
+			s = binary.BigEndian.AppendUint32(s, uint32(len(d)))
+			s = append(s, d...)
+		}
+	})
+	return string(s)
+}
+
+// names reads the table's name and a chain's: attributes 1 and 3 of a chain.
+func names(b []byte) (table, chain string) {
+	nftAttrs(b, func(typ uint16, d []byte) {
+		switch typ {
+		case unix.NFTA_CHAIN_TABLE:
+			table = cString(d)
+		case unix.NFTA_CHAIN_NAME:
+			chain = cString(d)
+		}
+	})
+	return table, chain
+}
+
+// isMarker tells a marker's name, like v1_5f3a2b1c_0123456789abcdef, from the
+// names of our chains.
+func isMarker(chain string) bool {
+	i := strings.LastIndexByte(chain, '_')
+	if i < 0 || len(chain)-i-1 != fingerprintHex {
+		return false
+	}
+	_, err := hex.DecodeString(chain[i+1:])
+	return err == nil
+}
+
+// dumpElems reads the elements of one set and the packets that each counted.
+func (k *Kernel) dumpElems(ctx context.Context, name string, start func(), f func(e state.Elem, packets uint64)) error {
+	m := tableMessage(unix.NFT_MSG_GETSETELEM, 0).str(unix.NFTA_SET_ELEM_LIST_SET, name)
+	return k.nft.dump(ctx, m, start, func(_ uint16, b []byte) {
+		nftAttrs(b, func(typ uint16, list []byte) {
+			if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				return
+			}
+			attrs(list, func(_ uint16, d []byte) {
+				if e, packets, ok := parseElem(name, d); ok {
+					f(e, packets)
+				}
+			})
+		})
+	})
+}
+
+func parseElem(set string, b []byte) (e state.Elem, packets uint64, ok bool) {
+	e.Set = set
+	attrs(b, func(typ uint16, d []byte) {
+		switch typ {
+		case unix.NFTA_SET_ELEM_KEY:
+			attrs(d, func(typ uint16, key []byte) {
+				if typ == dataValue {
+					ok = parseKey(&e, key)
+				}
+			})
+		case unix.NFTA_SET_ELEM_DATA:
+			attrs(d, func(typ uint16, v []byte) {
+				if typ == dataValue {
+					e.Mark = hostU32(v)
+				}
+			})
+		case unix.NFTA_SET_ELEM_EXPR:
+			packets = counterPackets(d)
+		case elemExprs:
+			attrs(d, func(_ uint16, d []byte) { packets = counterPackets(d) })
+		}
+	})
+	return e, packets, ok
+}
+
+func parseKey(e *state.Elem, key []byte) bool {
+	if len(key) < unix.IFNAMSIZ {
+		return false
+	}
+	e.Link = cString(key[:unix.IFNAMSIZ])
+	rest := key[unix.IFNAMSIZ:]
+	switch e.Set {
+	case state.SetGuard4, state.SetMasq4, state.SetGuard6, state.SetMasq6:
+		a, ok := netip.AddrFromSlice(rest)
+		e.Addr = netip.PrefixFrom(a, a.BitLen())
+		return ok
+	case state.SetGuardMAC:
+		if len(rest) < len(e.MAC) {
+			return false
+		}
+		e.MAC = mac.Addr(rest[:len(e.MAC)])
+	}
+	return true
+}
+
+func counterPackets(b []byte) (n uint64) {
+	attrs(b, func(typ uint16, d []byte) {
+		if typ != unix.NFTA_EXPR_DATA {
+			return
+		}
+		attrs(d, func(typ uint16, d []byte) {
+			if typ == counterPkts && len(d) == 8 {
+				n = binary.BigEndian.Uint64(d)
+			}
+		})
+	})
+	return n
+}
+
+// elemKey is the key of an element as the kernel has it: each field padded to
+// four bytes.
+func elemKey(e state.Elem) []byte {
+	key := make([]byte, unix.IFNAMSIZ, 2*unix.IFNAMSIZ)
+	copy(key[:unix.IFNAMSIZ-1], e.Link)
+	if e.Addr.IsValid() {
+		key = append(key, e.Addr.Addr().AsSlice()...)
+	}
+	if e.Set == state.SetGuardMAC {
+		key = append(append(key, e.MAC[:]...), 0, 0)
+	}
+	return key
+}
+
+// elemsMessage adds or deletes elements of one set.
+func elemsMessage(typ uint16, elems []state.Elem) message {
+	flags := uint16(0)
+	if typ == unix.NFT_MSG_NEWSETELEM {
+		flags = unix.NLM_F_CREATE
+	}
+	m := tableMessage(typ, flags).str(unix.NFTA_SET_ELEM_LIST_SET, elems[0].Set)
+	return m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
+		for _, e := range elems {
+			m = m.nest(unix.NFTA_LIST_ELEM, func(m message) message {
+				m = m.nest(unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(dataValue, elemKey(e)) })
+				if e.Set == state.SetMark && typ == unix.NFT_MSG_NEWSETELEM {
+					m = m.nest(unix.NFTA_SET_ELEM_DATA, func(m message) message { return m.u32(dataValue, e.Mark) })
+				}
+				return m
+			})
+		}
+		return m
+	})
+}

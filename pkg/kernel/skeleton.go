@@ -1,0 +1,329 @@
+package kernel
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// The types of nft(8) that set keys are made of: its number and its length in
+// bytes.
+type datatype struct{ number, length uint32 }
+
+func typeIPv4() datatype   { return datatype{7, 4} }
+func typeIPv6() datatype   { return datatype{8, 16} }
+func typeEther() datatype  { return datatype{9, 6} }
+func typeMark() datatype   { return datatype{19, 4} }
+func typeIfname() datatype { return datatype{41, unix.IFNAMSIZ} }
+
+const (
+	typeBits    = 6 // bits per type in the number of a concatenation
+	counterExpr = "counter"
+
+	udataKeyOrder  = 0 // NFTNL_UDATA_SET_KEYBYTEORDER
+	udataDataOrder = 1 // NFTNL_UDATA_SET_DATABYTEORDER
+	udataHostOrder = 1 // BYTEORDER_HOST_ENDIAN
+
+	setDescConcat      = 2    // NFTA_SET_DESC_CONCAT
+	setFlagConcat      = 0x80 // NFT_SET_CONCAT
+	setExpr            = 17   // NFTA_SET_EXPR
+	hookPrerouting     = 0    // NF_INET_PRE_ROUTING
+	hookInput          = 1    // NF_INET_LOCAL_IN
+	hookPostrouting    = 4    // NF_INET_POST_ROUTING
+	priorityRaw        = -300 // NF_IP_PRI_RAW
+	prioritySourceNAT  = 100  // NF_IP_PRI_NAT_SRC
+	policyAccept       = 1    // NF_ACCEPT
+	protoICMPv6        = 58
+	protoUDP           = 17
+	portDHCP           = 67
+	portDHCPv6         = 547
+	typeRouterSolicit  = 133 // RFC 4861
+	typeNeighbrSolicit = 135
+)
+
+// set is one set or map of the table.
+type set struct {
+	name    string
+	key     []datatype
+	value   datatype // of a map
+	counted bool     // its elements have a counter that a lookup counts in
+}
+
+// chain is one chain; a base chain has a kind.
+type chain struct {
+	name     string
+	kind     string // filter, nat
+	hook     uint32
+	priority int32
+	rules    [][]expr.Any
+}
+
+func sets() []set {
+	return []set{
+		{name: state.SetGuardMAC, key: []datatype{typeIfname(), typeEther()}},
+		{name: state.SetGuard4, key: []datatype{typeIfname(), typeIPv4()}},
+		{name: state.SetGuard6, key: []datatype{typeIfname(), typeIPv6()}},
+		{name: state.SetSpoofMAC, key: []datatype{typeIfname()}, counted: true},
+		{name: state.SetSpoof4, key: []datatype{typeIfname()}, counted: true},
+		{name: state.SetSpoof6, key: []datatype{typeIfname()}, counted: true},
+		{name: state.SetMark, key: []datatype{typeIfname()}, value: typeMark()},
+		{name: state.SetMasq4, key: []datatype{typeIfname(), typeIPv4()}},
+		{name: state.SetMasq6, key: []datatype{typeIfname(), typeIPv6()}},
+	}
+}
+
+// chains is the static part of the table, in the order of creation: a chain is
+// there before one that jumps to it. What a packet meets does not depend on the
+// number of VMs.
+func chains() []chain {
+	cs := []chain{
+		// Whoever does not send from what is its own is counted and dropped.
+		{name: "spoofed_mac", rules: counted(state.SetSpoofMAC)},
+		{name: "guard_ip", rules: append([][]expr.Any{
+			rule(ipv4(), iifname(), load(saddr4(), 2), lookup(state.SetGuard4), verdict(expr.VerdictReturn, "")),
+			// A guest that has no address yet; its DHCP is for the responder.
+			rule(ipv4(), load(saddr4(), 1), equal(make([]byte, 4)), verdict(expr.VerdictDrop, "")),
+		}, counted(state.SetSpoof4)...)},
+		{name: "guard_ip6", rules: append([][]expr.Any{
+			rule(ipv6(), iifname(), load(saddr6(), 2), lookup(state.SetGuard6), verdict(expr.VerdictReturn, "")),
+			// Neighbour Discovery; no router forwards these (RFC 4291 §2.5).
+			rule(ipv6(), load(saddr6(), 1), masked(linkLocalMask()), equal(linkLocal()), verdict(expr.VerdictReturn, "")),
+			rule(ipv6(), load(saddr6(), 1), equal(make([]byte, 16)), verdict(expr.VerdictReturn, "")),
+		}, counted(state.SetSpoof6)...)},
+		{name: "guard", rules: [][]expr.Any{
+			rule(ethernet(), iifname(), load(etherSource(), 2), noLookup(state.SetGuardMAC), verdict(expr.VerdictGoto, "spoofed_mac")),
+			rule(ipv4(), verdict(expr.VerdictGoto, "guard_ip")),
+			rule(ipv6(), verdict(expr.VerdictGoto, "guard_ip6")),
+		}},
+		{name: "prerouting", kind: "filter", hook: hookPrerouting, priority: priorityRaw, rules: [][]expr.Any{
+			rule(fromGuest(), verdict(expr.VerdictJump, "guard")),
+			// The whole mark is set: kernels before 6.13 cannot combine it with what
+			// a map says. So it is set here, before anybody else sets a part of it.
+			rule(fromGuest(), iifname(), lookupMark(), setMark()),
+		}},
+		// The responder's sockets have seen these; the kernel must not answer a
+		// second time ("port unreachable", another advertisement).
+		{name: "from_guest", rules: [][]expr.Any{
+			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCP}), verdict(expr.VerdictDrop, "")),
+			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{portDHCPv6 >> 8, portDHCPv6 & 0xff}), verdict(expr.VerdictDrop, "")),
+			rule(ipv6(), layer4(protoICMPv6), load(icmpType(), 1), between(typeRouterSolicit, typeNeighbrSolicit), verdict(expr.VerdictDrop, "")),
+		}},
+		{name: "input", kind: "filter", hook: hookInput, priority: priorityRaw, rules: [][]expr.Any{
+			rule(fromGuest(), verdict(expr.VerdictJump, "from_guest")),
+		}},
+		{name: "postrouting", kind: "nat", hook: hookPostrouting, priority: prioritySourceNAT, rules: [][]expr.Any{
+			rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasq4), part{&expr.Masq{}}),
+			rule(ipv6(), oifname(), load(saddr6(), 2), lookup(state.SetMasq6), part{&expr.Masq{}}),
+		}},
+	}
+	return cs
+}
+
+// counted ends a chain: one packet more in the bridge's counter, and dropped,
+// with or without a counter.
+func counted(set string) [][]expr.Any {
+	return [][]expr.Any{
+		rule(iifname(), lookup(set), verdict(expr.VerdictDrop, "")),
+		rule(verdict(expr.VerdictDrop, "")),
+	}
+}
+
+// part is a piece of a rule: one or more expressions.
+type part []expr.Any
+
+func rule(parts ...part) []expr.Any {
+	var r []expr.Any
+	for _, p := range parts {
+		r = append(r, p...)
+	}
+	return r
+}
+
+func meta(key expr.MetaKey) *expr.Meta { return &expr.Meta{Key: key, Register: 1} }
+
+func fromGuest() part { return part{meta(expr.MetaKeyIIFGROUP), equal(host32(marks.LinkGroup))[0]} }
+func iifname() part   { return part{meta(expr.MetaKeyIIFNAME)} }
+func oifname() part   { return part{meta(expr.MetaKeyOIFNAME)} }
+func setMark() part {
+	return part{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}}
+}
+
+func ethernet() part {
+	return part{meta(expr.MetaKeyIIFTYPE), equal([]byte{unix.ARPHRD_ETHER, 0})[0]}
+}
+func ipv4() part { return part{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV4})[0]} }
+func ipv6() part { return part{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV6})[0]} }
+func layer4(proto byte) part {
+	return part{meta(expr.MetaKeyL4PROTO), equal([]byte{proto})[0]}
+}
+
+// field is a part of the packet.
+type field struct {
+	base           expr.PayloadBase
+	offset, length uint32
+}
+
+func etherSource() field { return field{expr.PayloadBaseLLHeader, 6, 6} }
+func saddr4() field      { return field{expr.PayloadBaseNetworkHeader, 12, 4} }
+func saddr6() field      { return field{expr.PayloadBaseNetworkHeader, 8, 16} }
+func destPort() field    { return field{expr.PayloadBaseTransportHeader, 2, 2} }
+func icmpType() field    { return field{expr.PayloadBaseTransportHeader, 0, 1} }
+
+func load(f field, register uint32) part {
+	return part{&expr.Payload{DestRegister: register, Base: f.base, Offset: f.offset, Len: f.length}}
+}
+
+func equal(b []byte) part { return part{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: b}} }
+func between(from, to byte) part {
+	return part{
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{from}},
+		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{to}},
+	}
+}
+
+func masked(mask []byte) part {
+	return part{&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}}
+}
+
+func lookup(set string) part { return part{&expr.Lookup{SourceRegister: 1, SetName: set}} }
+func noLookup(set string) part {
+	return part{&expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}
+}
+func lookupMark() part {
+	return part{&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: state.SetMark}}
+}
+
+func verdict(kind expr.VerdictKind, chain string) part {
+	return part{&expr.Verdict{Kind: kind, Chain: chain}}
+}
+
+// fe80::/10 and its mask.
+func linkLocal() []byte     { return []byte{0: 0xfe, 1: 0x80, 15: 0} }
+func linkLocalMask() []byte { return []byte{0: 0xff, 1: 0xc0, 15: 0} }
+
+func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+// tableMessage starts a message about the table.
+func tableMessage(typ uint16, flags uint16) message {
+	m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, flags, []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0})
+	return m.str(unix.NFTA_TABLE_NAME, marks.NftTable) // attribute 1 in all of them
+}
+
+// skeletonMessages makes the table anew, in whatever state it is: to be sent as
+// one transaction.
+func skeletonMessages() ([]message, error) {
+	msgs := []message{
+		tableMessage(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE),
+		tableMessage(unix.NFT_MSG_DELTABLE, 0),
+		tableMessage(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE),
+	}
+	for i, s := range sets() {
+		msgs = append(msgs, s.message(uint32(i+1)))
+	}
+	for _, c := range chains() {
+		msgs = append(msgs, c.message())
+		for _, r := range c.rules {
+			m, err := ruleMessage(c.name, r)
+			if err != nil {
+				return nil, err
+			}
+			msgs = append(msgs, m)
+		}
+	}
+	return msgs, nil
+}
+
+// skeletonHash identifies what skeletonMessages makes: part of the version in
+// package plan.
+func skeletonHash() (string, error) {
+	msgs, err := skeletonMessages()
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	for _, m := range msgs {
+		h.Write(m)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:4]), nil
+}
+
+func (s set) message(id uint32) message {
+	var number, length, flags uint32
+	for _, t := range s.key {
+		number = number<<typeBits | t.number
+		length += (t.length + 3) &^ 3
+	}
+	if len(s.key) > 1 {
+		flags |= setFlagConcat
+	} else {
+		length = s.key[0].length
+	}
+	if s.value != (datatype{}) {
+		flags |= unix.NFT_SET_MAP
+	}
+	m := tableMessage(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE).
+		str(unix.NFTA_SET_NAME, s.name).
+		be32(unix.NFTA_SET_FLAGS, flags).
+		be32(unix.NFTA_SET_KEY_TYPE, number).
+		be32(unix.NFTA_SET_KEY_LEN, length).
+		be32(unix.NFTA_SET_ID, id)
+	if s.value != (datatype{}) {
+		m = m.be32(unix.NFTA_SET_DATA_TYPE, s.value.number).be32(unix.NFTA_SET_DATA_LEN, s.value.length)
+	}
+	if len(s.key) > 1 {
+		m = m.nest(unix.NFTA_SET_DESC, func(m message) message {
+			return m.nest(setDescConcat, func(m message) message {
+				for _, t := range s.key {
+					m = m.nest(unix.NFTA_LIST_ELEM, func(m message) message { return m.be32(1, t.length) })
+				}
+				return m
+			})
+		})
+	}
+	if len(s.key) == 1 {
+		// For nft(8) only: names and marks are in the host's byte order.
+		m = m.attr(unix.NFTA_SET_USERDATA, append(udata(udataKeyOrder), udata(udataDataOrder)...))
+	}
+	if s.counted {
+		m = m.nest(setExpr, func(m message) message {
+			return m.str(unix.NFTA_EXPR_NAME, counterExpr)
+		})
+	}
+	return m
+}
+
+func udata(kind byte) []byte { return append([]byte{kind, 4}, host32(udataHostOrder)...) }
+
+func (c chain) message() message {
+	m := tableMessage(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE).str(unix.NFTA_CHAIN_NAME, c.name)
+	if c.kind == "" {
+		return m
+	}
+	return m.nest(unix.NFTA_CHAIN_HOOK, func(m message) message {
+		return m.be32(unix.NFTA_HOOK_HOOKNUM, c.hook).be32(unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+	}).be32(unix.NFTA_CHAIN_POLICY, policyAccept).str(unix.NFTA_CHAIN_TYPE, c.kind)
+}
+
+func ruleMessage(chain string, exprs []expr.Any) (message, error) {
+	m := tableMessage(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND).str(unix.NFTA_RULE_CHAIN, chain)
+	var err error
+	m = m.nest(unix.NFTA_RULE_EXPRESSIONS, func(m message) message {
+		for _, e := range exprs {
+			b, failed := expr.Marshal(unix.NFPROTO_INET, e)
+			if failed != nil {
+				err = fmt.Errorf("encode a rule of chain %s: %w", chain, failed)
+				return m
+			}
+			m = m.attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, b)
+		}
+		return m
+	})
+	return m, err
+}
