@@ -2,6 +2,7 @@ package responder
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/slash32/slash32/pkg/wire"
 )
@@ -43,7 +44,7 @@ func (l *Link) respondARP(b, out []byte) ([]byte, Verdict) {
 		sender := p.Sender.As4()
 		copy(out[offARPTarget:], sender[:])
 		return out, ARPReply
-	case contains(l.own4, p.Target):
+	case slices.Contains(l.own4, p.Target):
 		return nil, ARPOwn
 	}
 	return nil, ARPOther

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"net/netip"
+	"slices"
 
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/wire"
@@ -50,7 +51,7 @@ type dhcp6Templates struct {
 func compileDHCP6(n NIC, search []byte) dhcp6Templates {
 	v := n.V6
 	t := dhcp6Templates{
-		addrs: append([]netip.Addr(nil), v.Addrs[:min(len(v.Addrs), maxAddrs6)]...),
+		addrs: slices.Clone(v.Addrs[:min(len(v.Addrs), maxAddrs6)]),
 		t1:    fraction(v.Preferred, 1, 2), // RFC 8415 §14.2 recommends these
 		t2:    fraction(v.Preferred, 4, 5),
 	}
@@ -159,7 +160,7 @@ func (r *request6) parseIA(ia *wire.IA6, own []netip.Addr) (ok bool) {
 			return false
 		}
 		r.listed = true
-		r.foreign = r.foreign || !contains(own, a.Addr)
+		r.foreign = r.foreign || !slices.Contains(own, a.Addr)
 	}
 	return !o.Malformed()
 }
@@ -351,7 +352,7 @@ func (l *Link) appendIAs6(b []byte, m *wire.DHCP6, v Verdict) []byte {
 // consent, what the guest never had gets a status (RFC 8415 §18.3.7, §18.3.8).
 func (l *Link) appendNoBinding6(b []byte, ia *wire.IA6) []byte {
 	for o := ia.Options(); o.Next(); {
-		if a, ok := wire.ParseIAAddr6(o.Data); ok && o.Code == wire.Opt6IAAddr && contains(l.dhcp6.addrs, a.Addr) {
+		if a, ok := wire.ParseIAAddr6(o.Data); ok && o.Code == wire.Opt6IAAddr && slices.Contains(l.dhcp6.addrs, a.Addr) {
 			return b
 		}
 	}
@@ -394,7 +395,7 @@ func (l *Link) appendIA6(b []byte, ia *wire.IA6, v Verdict, first bool) []byte {
 
 func (l *Link) listsForeign6(ia *wire.IA6) bool {
 	for o := ia.Options(); o.Next(); {
-		if a, ok := wire.ParseIAAddr6(o.Data); ok && o.Code == wire.Opt6IAAddr && !contains(l.dhcp6.addrs, a.Addr) {
+		if a, ok := wire.ParseIAAddr6(o.Data); ok && o.Code == wire.Opt6IAAddr && !slices.Contains(l.dhcp6.addrs, a.Addr) {
 			return true
 		}
 	}
@@ -408,7 +409,7 @@ func (l *Link) appendVoid6(b []byte, ia *wire.IA6) []byte {
 	for o := ia.Options(); o.Next(); {
 		switch {
 		case o.Code == wire.Opt6IAAddr && ia.Code != wire.Opt6IAPD && len(b)+addrLen <= l.limit:
-			if a, ok := wire.ParseIAAddr6(o.Data); ok && !contains(l.dhcp6.addrs, a.Addr) {
+			if a, ok := wire.ParseIAAddr6(o.Data); ok && !slices.Contains(l.dhcp6.addrs, a.Addr) {
 				b = wire.AppendIAAddr6(b, wire.IAAddr6{Addr: a.Addr})
 			}
 		case o.Code == wire.Opt6IAPrefix && ia.Code == wire.Opt6IAPD && len(b)+prefixLen <= l.limit:

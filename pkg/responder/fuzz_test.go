@@ -1,6 +1,7 @@
 package responder_test
 
 import (
+	"bytes"
 	"net/netip"
 	"strings"
 	"testing"
@@ -30,6 +31,7 @@ func FuzzRespond(f *testing.F) {
 		links = append(links, mustCompile(f, n))
 	}
 	f.Fuzz(func(t *testing.T, frame []byte) {
+		frame = bytes.Clone(frame)
 		if len(frame) >= 12 {
 			copy(frame[6:12], guestMAC[:])
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/wire"
@@ -61,7 +62,7 @@ func Compile(n NIC) (*Link, error) {
 		gw4:    n.V4.Gateway,
 		gw6:    n.V6.Gateway,
 		offer4: n.V4.Addr,
-		own6:   append([]netip.Addr(nil), n.V6.Addrs...),
+		own6:   slices.Clone(n.V6.Addrs),
 	}
 	if n.V4.Addr.IsValid() {
 		l.own4 = append(l.own4, n.V4.Addr)
@@ -235,17 +236,6 @@ func (l *Link) respondIPv6(b, out []byte) ([]byte, Verdict) {
 const protoFragment = 44
 
 var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
-
-// contains is slices.Contains; with a name that says that it is for the few
-// addresses of one guest.
-func contains(as []netip.Addr, a netip.Addr) bool {
-	for _, x := range as {
-		if x == a {
-			return true
-		}
-	}
-	return false
-}
 
 // Offsets into a reply frame.
 const (

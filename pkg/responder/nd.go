@@ -2,6 +2,7 @@ package responder
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/wire"
@@ -92,7 +93,7 @@ func (l *Link) respondNS(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 		return append(out[:0], l.nd.defend...), NDDefend
 	case m.Target == l.gw6:
 		return l.ndUnicast(out, l.nd.advert, ip.Src), NDAdvert
-	case contains(l.own6, m.Target), dad && m.Target.IsLinkLocalUnicast():
+	case slices.Contains(l.own6, m.Target), dad && m.Target.IsLinkLocalUnicast():
 		return nil, NDOwn
 	}
 	return nil, NDOther

@@ -2,6 +2,7 @@ package responder_test
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"strings"
@@ -305,6 +306,15 @@ func TestDHCP6WithoutAddresses(t *testing.T) {
 		if d := cmp.Diff(strings.Split(c.want, "\n"), lines6(r)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", c.message, d)
 		}
+	}
+}
+
+func TestDHCP6InfiniteLifetime(t *testing.T) {
+	n := fullNIC()
+	n.V6.Preferred, n.V6.Valid = math.MaxUint32, math.MaxUint32
+	r := ask6(t, mustCompile(t, n), find(t, dhcp6Messages(), "solicit").frame, responder.DHCP6Advertise)
+	if ia := r.Options.OneIANA(); ia.T1 != math.MaxUint32*time.Second || ia.T2 != ia.T1 {
+		t.Errorf("T1 %s, T2 %s, want them infinite as well", ia.T1, ia.T2)
 	}
 }
 

@@ -101,9 +101,6 @@ type Options6 struct {
 	malformed bool
 }
 
-// NewOptions6 starts a walk over options within an option.
-func NewOptions6(b []byte) Options6 { return Options6{rest: b} }
-
 // Next moves to the next option.
 func (o *Options6) Next() bool {
 	if len(o.rest) == 0 {

@@ -132,7 +132,7 @@ func FuzzDHCP6(f *testing.F) {
 		if !o.Malformed() && !bytes.Equal(again, b) {
 			t.Errorf("%x comes back as %x", b, again)
 		}
-		for o := wire.NewOptions6(b); o.Next(); {
+		for o := m.Options(); o.Next(); {
 			if p, ok := wire.ParseIAPrefix6(o.Data); ok && !p.Prefix.IsValid() {
 				t.Errorf("prefix %v is not valid", p)
 			}

@@ -43,18 +43,19 @@ const (
 	RAOther   = 0x40
 )
 
-// OptionsND walks the options of a Neighbour Discovery message. Data is the
+// optionsND walks the options of a Neighbour Discovery message; data is the
 // option without type and length.
-type OptionsND struct {
-	Type uint8
-	Data []byte
+type optionsND struct {
+	typ  uint8
+	data []byte
 
 	rest      []byte
 	malformed bool
 }
 
-// Next moves to the next option.
-func (o *OptionsND) Next() bool {
+// next moves to the next option; malformed tells, once it has returned false,
+// whether that was for an option of length 0 or beyond the message's end.
+func (o *optionsND) next() bool {
 	if len(o.rest) == 0 {
 		return false
 	}
@@ -63,14 +64,10 @@ func (o *OptionsND) Next() bool {
 		return false
 	}
 	n := int(o.rest[1]) * 8
-	o.Type, o.Data = o.rest[0], o.rest[2:n]
+	o.typ, o.data = o.rest[0], o.rest[2:n]
 	o.rest = o.rest[n:]
 	return true
 }
-
-// Malformed tells, once Next has returned false, whether the walk ended at an
-// option of length 0 or beyond the message's end.
-func (o *OptionsND) Malformed() bool { return o.malformed }
 
 // RS is a router solicitation (RFC 4861 §4.1).
 type RS struct {
@@ -108,10 +105,10 @@ func ParseNS(b []byte) (m NS, ok bool) {
 // linkOption finds the link-layer address option of the given type; ok is
 // false when any option is malformed.
 func linkOption(b []byte, typ uint8) (a mac.Addr, ok bool) {
-	o := OptionsND{rest: b}
-	for o.Next() {
-		if o.Type == typ && len(o.Data) == 6 {
-			a = mac.Addr(o.Data)
+	o := optionsND{rest: b}
+	for o.next() {
+		if o.typ == typ && len(o.data) == 6 {
+			a = mac.Addr(o.data)
 		}
 	}
 	return a, !o.malformed

@@ -283,7 +283,8 @@ func TestDHCP6(t *testing.T) {
 func TestIAPrefix6RoundTrip(t *testing.T) {
 	want := wire.IAPrefix6{Preferred: 1, Valid: 2, Prefix: netip.MustParsePrefix("2001:db8:1:a0::/60")}
 	b := wire.AppendIAPrefix6(nil, want)
-	o := wire.NewOptions6(b)
+	m, _ := wire.ParseDHCP6(append(make([]byte, wire.DHCP6FixedLen), b...))
+	o := m.Options()
 	if !o.Next() || o.Code != wire.Opt6IAPrefix {
 		t.Fatalf("no option 26 in %x", b)
 	}
