@@ -2,12 +2,13 @@ package vmlink
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,41 +21,70 @@ const (
 	maxBinding = 1 << 20
 )
 
-// binding reads the VM's binding and the hash of the file.
-func (d *directory) binding() (responder.Binding, string, error) {
-	b, hash, err := d.readBinding()
-	if err != nil {
-		return responder.Binding{}, "", fmt.Errorf("read %s/%s: %w", d.path, bindingFile, err)
-	}
-	return b, hash, nil
+// directory is the VM's directory. Files are read relative to it, so that they
+// can be reached after the change of user whatever lies above.
+type directory struct {
+	path string
+	fd   int
+	text []byte // of the file that was read last; the memory is used again
 }
 
-func (d *directory) readBinding() (b responder.Binding, hash string, err error) {
-	text, err := d.read(bindingFile)
+func openDirectory(path string) (*directory, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return b, "", err
+		return nil, fmt.Errorf("open the VM's directory %s: %w", path, err)
 	}
-	if b, err = parseBinding(text); err != nil {
-		return b, "", err
-	}
-	sum := sha256.Sum256(text)
-	return b, hex.EncodeToString(sum[:]), nil
+	return &directory{path: path, fd: fd}, nil
 }
 
-func (d *directory) read(name string) ([]byte, error) {
+func (d *directory) close() { _ = unix.Close(d.fd) }
+
+// lockPatience is how long the predecessor may take to die.
+const lockPatience = 2 * time.Second
+
+// lock makes sure that the VM has one responder: two would both answer. The
+// kernel releases it when the process ends, however it ends.
+func (d *directory) lock(ctx context.Context) error {
+	if unix.Flock(d.fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	for {
+		err := unix.Flock(d.fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || (!errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR)) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("another responder serves %s", d.path)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// binding reads the VM's binding. The text is good until the next call.
+func (d *directory) binding() ([]byte, error) {
+	if err := d.read(bindingFile); err != nil {
+		return nil, fmt.Errorf("read %s/%s: %w", d.path, bindingFile, err)
+	}
+	return d.text, nil
+}
+
+func (d *directory) read(name string) error {
 	fd, err := unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, err
+		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxBinding {
-		return nil, fmt.Errorf("not a plain file of at most %d bytes", maxBinding)
+		return fmt.Errorf("not a plain file of at most %d bytes", maxBinding)
 	}
-	text := make([]byte, st.Size)
+	text := slices.Grow(d.text[:0], int(st.Size))[:st.Size]
 	n := 0
 	for n < len(text) {
 		m, err := unix.Read(fd, text[n:])
@@ -62,14 +92,15 @@ func (d *directory) read(name string) ([]byte, error) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if m == 0 {
-			return nil, io.ErrUnexpectedEOF
+			return io.ErrUnexpectedEOF
 		}
 		n += m
 	}
-	return text, nil
+	d.text = text
+	return nil
 }
 
 // parseBinding is strict: a field that this build does not know would be an
@@ -85,4 +116,15 @@ func parseBinding(text []byte) (responder.Binding, error) {
 		return responder.Binding{}, fmt.Errorf("version %d, this build knows %d", b.Version, responder.BindingVersion)
 	}
 	return b, nil
+}
+
+// appendFailure appends the answer to a request that could not be carried out.
+func appendFailure(b []byte, err error) []byte {
+	text, jerr := json.Marshal(struct {
+		Error string `json:"error"`
+	}{err.Error()})
+	if jerr != nil {
+		return append(b, `{"error":"cannot encode the error"}`...)
+	}
+	return append(b, text...)
 }

@@ -2,40 +2,47 @@ package vmlink
 
 import (
 	"fmt"
-	"net"
+
+	"golang.org/x/sys/unix"
 )
 
 // notifier tells systemd that the process is ready (sd_notify(3)). Its socket is
-// connected while that is still allowed. The zero value tells nobody.
+// connected while the process may still do that. The zero value tells nobody.
 type notifier struct {
-	conn *net.UnixConn
+	fd   int
+	open bool
 }
 
-func dialNotify(path string) (notifier, error) {
-	if path == "" {
+// dialNotify connects to the socket that $NOTIFY_SOCKET names: a path, or an
+// abstract name behind "@".
+func dialNotify(name string) (notifier, error) {
+	if name == "" {
 		return notifier{}, nil
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return notifier{}, fmt.Errorf("connect to systemd's notification socket: %w", err)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		if err = unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err == nil {
+			return notifier{fd: fd, open: true}, nil
+		}
+		_ = unix.Close(fd)
 	}
-	return notifier{conn}, nil
+	return notifier{}, fmt.Errorf("connect to systemd's notification socket %s: %w", name, err)
 }
 
 func (n *notifier) ready() error {
-	if n.conn == nil {
+	if !n.open {
 		return nil
 	}
-	if _, err := n.conn.Write([]byte("READY=1")); err != nil {
+	defer n.close()
+	if _, err := unix.Write(n.fd, []byte("READY=1")); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
-	n.close()
 	return nil
 }
 
 func (n *notifier) close() {
-	if n.conn != nil {
-		_ = n.conn.Close()
-		n.conn = nil
+	if n.open {
+		_ = unix.Close(n.fd)
+		n.open = false
 	}
 }

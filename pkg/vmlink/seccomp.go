@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -41,6 +42,7 @@ func rules(pid int) []rule {
 		{number: unix.SYS_WRITE},
 		{number: unix.SYS_EPOLL_PWAIT},
 		{number: unix.SYS_ACCEPT4},
+		{number: unix.SYS_PPOLL},
 		{number: unix.SYS_CLOSE},
 		{number: unix.SYS_EPOLL_CTL},
 		{number: unix.SYS_GETSOCKNAME},
@@ -103,9 +105,13 @@ func syscallFilter(pid int) []bpf.Instruction {
 	return append(program, kill)
 }
 
-// restrictSyscalls installs the filter on every thread. no_new_privs must be
-// set.
+// restrictSyscalls sets no_new_privs and installs the filter, both on every
+// thread. (A filter that is synchronised would hand no_new_privs on, but to set it
+// on one thread first takes runtime.LockOSThread, which keeps a thread for ever.)
 func restrictSyscalls() error {
+	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
+		return fmt.Errorf("set no_new_privs: %w", errno)
+	}
 	raw, err := bpf.Assemble(syscallFilter(os.Getpid()))
 	if err != nil {
 		return fmt.Errorf("assemble the system call filter: %w", err)

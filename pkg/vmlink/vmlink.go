@@ -5,17 +5,15 @@ package vmlink
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
-	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/rawsock"
 	"github.com/slash32/slash32/pkg/responder"
@@ -70,21 +68,22 @@ type nic struct {
 // vm is the running responder of one VM.
 type vm struct {
 	log     logrus.FieldLogger
-	dir     directory
+	dir     *directory
 	uuid    string
 	since   time.Time
 	nics    []nic
 	control *controlServer
 	notify  notifier
 
-	mu   sync.Mutex
-	hash string // of the binding in use
+	// The control server's own.
+	status statusWriter
+	hash   [sha256.Size]byte // of the binding in use
 }
 
 // open does all that takes privileges: sockets first, so that no frame of the
 // guest is lost from the moment on at which the control socket can be reached.
 func open(ctx context.Context, o Options) (_ *vm, err error) {
-	v := &vm{log: o.Log, dir: directory{fd: -1}, since: time.Now()}
+	v := &vm{log: o.Log, since: time.Now()}
 	defer func() {
 		if err != nil {
 			v.close()
@@ -93,18 +92,18 @@ func open(ctx context.Context, o Options) (_ *vm, err error) {
 	if v.dir, err = openDirectory(o.Dir); err != nil {
 		return nil, err
 	}
-	binding, hash, err := v.dir.binding()
-	if err != nil {
-		return nil, err
-	}
-	links, err := compile(binding)
-	if err != nil {
-		return nil, err
-	}
 	if err := v.dir.lock(ctx); err != nil {
 		return nil, err
 	}
-	v.uuid, v.hash = binding.UUID, hash
+	text, err := v.dir.binding()
+	if err != nil {
+		return nil, err
+	}
+	binding, links, err := v.compile(text)
+	if err != nil {
+		return nil, err
+	}
+	v.uuid, v.hash = binding.UUID, sha256.Sum256(text)
 	for i, n := range binding.NICs {
 		conn, err := rawsock.Open(n.Bridge, n.GuestMAC)
 		if err != nil {
@@ -116,6 +115,9 @@ func open(ctx context.Context, o Options) (_ *vm, err error) {
 			server: responder.NewServer(conn, links[i], o.Limits, log),
 		})
 	}
+	if v.status, err = newStatusWriter(os.Getpid(), version.Version, v.since, v.nics); err != nil {
+		return nil, err
+	}
 	if v.control, err = listenControl(o.Dir, v.answer); err != nil {
 		return nil, err
 	}
@@ -125,22 +127,24 @@ func open(ctx context.Context, o Options) (_ *vm, err error) {
 	return v, nil
 }
 
-// compile checks that the NICs can be told apart and makes their links.
-func compile(b responder.Binding) ([]*responder.Link, error) {
+// compile parses a binding and makes its links.
+func (v *vm) compile(text []byte) (responder.Binding, []*responder.Link, error) {
+	b, err := parseBinding(text)
+	if err != nil {
+		return b, nil, fmt.Errorf("read %s/%s: %w", v.dir.path, bindingFile, err)
+	}
 	links := make([]*responder.Link, len(b.NICs))
 	for i, n := range b.NICs {
 		for _, other := range b.NICs[:i] {
 			if n.Bridge == other.Bridge {
-				return nil, fmt.Errorf("binding of %s: bridge %s is given twice", b.Name, n.Bridge)
+				return b, nil, fmt.Errorf("binding of %s: bridge %s is given twice", b.Name, n.Bridge)
 			}
 		}
-		link, err := responder.Compile(n)
-		if err != nil {
-			return nil, fmt.Errorf("binding of %s: NIC %s on %s: %w", b.Name, n.GuestMAC, n.Bridge, err)
+		if links[i], err = responder.Compile(n); err != nil {
+			return b, nil, fmt.Errorf("binding of %s: NIC %s on %s: %w", b.Name, n.GuestMAC, n.Bridge, err)
 		}
-		links[i] = link
 	}
-	return links, nil
+	return b, links, nil
 }
 
 func (v *vm) close() {
@@ -151,7 +155,9 @@ func (v *vm) close() {
 		v.control.close()
 	}
 	v.notify.close()
-	v.dir.close()
+	if v.dir != nil {
+		v.dir.close()
+	}
 }
 
 // serve runs until ctx ends (nil), the NICs change (nil) or one link breaks.
@@ -173,39 +179,42 @@ func (v *vm) serve(ctx context.Context) error {
 	return nil
 }
 
-// answer is the reply to one line on the control socket. errRestart comes with
-// a reply that is still to be sent.
-func (v *vm) answer(line string) (any, error) {
+// answer appends the reply to one line on the control socket. errRestart comes
+// with a reply that is still to be sent.
+func (v *vm) answer(reply []byte, line string) ([]byte, error) {
 	switch line {
 	case "status":
-		return v.status(), nil
+		return v.status.append(reply, true, v.hash[:], v.nics), nil
 	case "reload":
 		err := v.reload()
 		if err != nil && !errors.Is(err, errRestart) {
 			v.log.WithError(err).Warn("the binding was not taken over: the VM keeps its last good one")
-			return failure{Error: err.Error()}, nil
+			return appendFailure(reply, err), nil
 		}
-		s := v.status()
-		s.Up = err == nil
-		return s, err
+		return v.status.append(reply, err == nil, v.hash[:], v.nics), err
 	}
-	return failure{Error: fmt.Sprintf("unknown request %q: known are status and reload", line)}, nil
+	return appendFailure(reply, fmt.Errorf("unknown request %q: known are status and reload", line)), nil
 }
 
 // reload takes the binding over as a whole or not at all.
 func (v *vm) reload() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	binding, hash, err := v.dir.binding()
+	text, err := v.dir.binding()
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256(text)
+	if hash == v.hash {
+		return nil
+	}
+	binding, links, err := v.compile(text)
 	if err != nil {
 		return err
 	}
 	if binding.UUID != v.uuid {
 		return fmt.Errorf("the binding is of VM %s, this responder serves %s", binding.UUID, v.uuid)
 	}
-	links, err := compile(binding)
-	if err != nil {
-		return err
+	if len(links) != len(v.nics) {
+		return errRestart
 	}
 	servers := make([]*responder.Server, len(links))
 	for i, n := range binding.NICs {
@@ -218,85 +227,9 @@ func (v *vm) reload() error {
 			return errRestart
 		}
 	}
-	if len(links) != len(v.nics) {
-		return errRestart
-	}
-	if hash == v.hash {
-		return nil
-	}
 	for i, s := range servers {
 		s.Swap(links[i])
 	}
 	v.hash = hash
 	return nil
-}
-
-func (v *vm) status() control.Responder {
-	v.mu.Lock()
-	hash := v.hash
-	v.mu.Unlock()
-	r := control.Responder{Up: true, PID: os.Getpid(), Version: version.Version, Since: v.since, Binding: hash}
-	for _, n := range v.nics {
-		c := n.server.Counters()
-		counts := make(map[string]uint64)
-		for verdict, count := range c.Verdicts {
-			if count > 0 {
-				counts[responder.Verdict(verdict).String()] = count
-			}
-		}
-		for name, count := range map[string]uint64{"rate_limited": c.RateLimited, "send_failed": c.SendFailed, "panic": c.Panics} {
-			if count > 0 {
-				counts[name] = count
-			}
-		}
-		nic := control.ResponderNIC{Bridge: n.key.bridge, Verdicts: counts}
-		for _, e := range n.server.Last(nil) {
-			nic.Last = append(nic.Last, control.Exchange{At: e.At, Verdict: e.Verdict.String()})
-		}
-		r.NICs = append(r.NICs, nic)
-	}
-	return r
-}
-
-// directory is the VM's directory. Files are read relative to it, so that they
-// can be reached after the change of user whatever lies above.
-type directory struct {
-	path string
-	fd   int
-}
-
-func openDirectory(path string) (directory, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return directory{fd: -1}, fmt.Errorf("open the VM's directory %s: %w", path, err)
-	}
-	return directory{path: path, fd: fd}, nil
-}
-
-func (d *directory) close() {
-	if d.fd >= 0 {
-		_ = unix.Close(d.fd)
-		d.fd = -1
-	}
-}
-
-// lockPatience is how long the predecessor may take to die.
-const lockPatience = 2 * time.Second
-
-// lock makes sure that the VM has one responder: two would both answer. The
-// kernel releases it when the process ends, however it ends.
-func (d *directory) lock(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
-	defer cancel()
-	for {
-		err := unix.Flock(d.fd, unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil || (!errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR)) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("another responder serves %s", d.path)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
 }
