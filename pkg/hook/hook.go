@@ -4,7 +4,6 @@
 package hook
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +79,7 @@ func (h *Hook) Run(ctx context.Context, args []string, stdin io.Reader) error {
 		return h.refuse(op, fmt.Errorf("read the XML of %s: %w", name, err))
 	}
 	if len(xml) > annotation.MaxXML {
-		if !bytes.Contains(xml, []byte(namespaceMark)) && !h.known(xml) {
+		if !annotation.Mentions(xml) && !h.known(xml) {
 			return nil
 		}
 		return h.refuse(op, problem.List{{Code: problem.EXML, VM: name, What: fmt.Sprintf("the domain's XML is longer than %d bytes", annotation.MaxXML)}})
@@ -90,9 +89,6 @@ func (h *Hook) Run(ctx context.Context, args []string, stdin io.Reader) error {
 	}
 	return h.refuse(op, h.run(ctx, op, name, xml))
 }
-
-// namespaceMark is part of our namespace's name, enough to know an annotation.
-const namespaceMark = "urn:slash32:"
 
 func (h *Hook) run(ctx context.Context, op, name string, xml []byte) error {
 	s, err := spool.Open(h.Dirs)

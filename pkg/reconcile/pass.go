@@ -62,7 +62,11 @@ func (l *Loop) pass(ctx context.Context, watchers *sync.WaitGroup) error {
 // list refreshes the listing when it may be out of date.
 func (l *Loop) list(ctx context.Context, stale bool) {
 	now := l.Now()
-	if !stale && l.listed.err == nil && !l.listed.at.IsZero() && now.Sub(l.listed.at) < Period {
+	switch {
+	case stale:
+	case l.listed.err != nil && now.Sub(l.listed.triedAt) < relistAfter:
+		return // a libvirtd that hangs must not slow down each repair
+	case l.listed.err == nil && !l.listed.at.IsZero() && now.Sub(l.listed.at) < Period:
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
@@ -70,16 +74,17 @@ func (l *Loop) list(ctx context.Context, stale bool) {
 	domains, err := l.Virt.Snapshot(ctx)
 	if err != nil {
 		if l.listed.err == nil {
-			l.listed.errAt = now
-			l.Log.Warnf("libvirt's list is not known: %v; nothing is removed until it is", err)
+			l.listed.errAt, l.listed.said = now, false
 		}
-		l.listed.err = err
-		l.mu.Lock()
-		l.stale = true // ask again in the next pass
-		l.mu.Unlock()
+		// A reconnect takes a moment, and so does the first connection.
+		if !l.listed.said && now.Sub(l.listed.errAt) > sayAfter {
+			l.Log.Warnf("libvirt's list is not known: %v; nothing is removed until it is", err)
+			l.listed.said = true
+		}
+		l.listed.err, l.listed.triedAt = err, l.Now()
 		return
 	}
-	if l.listed.err != nil {
+	if l.listed.said {
 		l.Log.Infof("libvirt's list is known again after %v", now.Sub(l.listed.errAt).Round(time.Millisecond))
 	}
 	l.listed = listing{at: now, domains: make(map[uuid.UUID]virt.Domain, len(domains))}

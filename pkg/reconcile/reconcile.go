@@ -96,6 +96,8 @@ type listing struct {
 	domains map[uuid.UUID]virt.Domain
 	err     error
 	errAt   time.Time // since when the list has been unknown
+	triedAt time.Time // the last failure
+	said    bool      // and logged
 }
 
 // The loop's times.
@@ -107,6 +109,8 @@ const (
 	retryMax     = 30 * time.Second
 	respTimeout  = 5 * time.Second
 	hookTime     = 10 * time.Second // within it the hook itself starts a responder
+	relistAfter  = 2 * time.Second  // between attempts while the list is unknown
+	sayAfter     = time.Second      // a list unknown for so long is worth a line
 	stuckAfter   = 60 * time.Second // a pass that takes longer is taken for hung
 	revivedAfter = time.Minute      // a tombstone that libvirt contradicts for so long is wrong
 )
@@ -231,6 +235,9 @@ func (l *Loop) Run(ctx context.Context) error {
 			retry = min(2*retry, retryMax)
 		} else {
 			retry = retryMin
+		}
+		if l.listed.err != nil {
+			pause = min(pause, relistAfter)
 		}
 		timer.Reset(pause)
 	}

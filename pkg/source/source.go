@@ -44,6 +44,7 @@ func Load(xml []byte, c config.Config, dir string) Result {
 			r.Problems = append(r.Problems, problem.Problem{
 				Code: problem.EConfig, VM: r.Domain.Name, File: path,
 				What: "cannot read the VM's settings: " + err.Error(),
+				Fix:  "make the file readable, or remove it and annotate the VM with virsh metadata",
 			})
 			return r
 		}
