@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/plan"
 )
 
@@ -21,7 +23,8 @@ const (
 	resolvConfSystemd = "/run/systemd/resolve/resolv.conf" // the upstream servers behind 127.0.0.53
 	maxResolvConf     = 64 << 10
 
-	fibMatch = 0x2000 // RTM_F_FIB_MATCH: answer with the route, not with the way
+	fibMatch       = 0x2000 // RTM_F_FIB_MATCH: answer with the route, not with the way
+	netconfIfindex = 1      // NETCONFA_IFINDEX
 )
 
 // Facts reads what planning needs to know of the host.
@@ -143,17 +146,38 @@ func (k *Kernel) acceptRA(routes []route) ([]string, error) {
 	return names, nil
 }
 
-// mtus reads the MTU of every interface that is neither a bridge of ours nor
-// in a bridge.
+// mtus reads the MTU of every interface but our bridges: any may be named as
+// an uplink. Listing the links would cost ten times as much: the kernel lists the
+// settings of a thousand bridges with them.
 func (k *Kernel) mtus(ctx context.Context, out map[string]uint16) error {
-	m := newMessage(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)).u32(unix.IFLA_EXT_MASK, filterSkipStats)
-	err := k.rt.dump(ctx, m, func() { clear(out) }, func(typ uint16, b []byte) {
-		if l := parseLink(b); typ == unix.RTM_NEWLINK && l.master == 0 && !l.ours() && l.mtu <= maxMTU {
-			out[l.name] = uint16(l.mtu)
+	gateway := mac.MustParse(marks.GatewayMAC)
+	var indexes []int
+	m := newMessage(unix.RTM_GETNETCONF, 0, []byte{unix.AF_INET})
+	err := k.rt.dump(ctx, m, func() { indexes = nil }, func(typ uint16, b []byte) {
+		if len(b) < 4 || typ != unix.RTM_NEWNETCONF {
+			return
 		}
+		attrs(b[4:], func(typ uint16, d []byte) {
+			if i := int(int32(hostU32(d))); typ == netconfIfindex && i > 0 {
+				indexes = append(indexes, i)
+			}
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, i := range indexes {
+		name := k.name(i)
+		req, err := unix.NewIfreq(name)
+		if err != nil || name == "" {
+			continue
+		}
+		if k.hardwareAddr(name) == gateway || unix.IoctlIfreq(k.ioctl, unix.SIOCGIFMTU, req) != nil {
+			continue
+		}
+		if mtu := req.Uint32(); mtu <= maxMTU {
+			out[name] = uint16(mtu)
+		}
 	}
 	return nil
 }

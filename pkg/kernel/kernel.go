@@ -17,12 +17,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"unsafe"
 
 	"github.com/sirupsen/logrus"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/state"
 )
@@ -192,6 +194,22 @@ func (k *Kernel) name(index int) string {
 		return ""
 	}
 	return req.Name()
+}
+
+// hardwareAddr is an interface's MAC address, zero when it has none.
+func (k *Kernel) hardwareAddr(name string) (m mac.Addr) {
+	// struct ifreq: the name, then a sockaddr, of which the family comes first.
+	var req struct {
+		name   [unix.IFNAMSIZ]byte
+		family uint16
+		data   [22]byte
+	}
+	copy(req.name[:unix.IFNAMSIZ-1], name)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(k.ioctl), unix.SIOCGIFHWADDR, uintptr(unsafe.Pointer(&req)))
+	if errno == 0 {
+		copy(m[:], req.data[:])
+	}
+	return m
 }
 
 // SpoofCount counts the packets that the guard dropped on one bridge.

@@ -37,8 +37,18 @@ const (
 	chainFlags  = 10 // NFTA_CHAIN_FLAGS
 )
 
-// nft reads the table. All of it is of one generation of the ruleset.
-func (r *reader) nft(ctx context.Context) error {
+// skeleton reads the version of the table, and no element.
+func (r *reader) skeleton(ctx context.Context) error {
+	return r.table(ctx, func(context.Context) (map[state.Elem]struct{}, error) {
+		return map[state.Elem]struct{}{}, nil
+	})
+}
+
+// nft reads the table with its elements.
+func (r *reader) nft(ctx context.Context) error { return r.table(ctx, r.elems) }
+
+// table reads the table, all of it of one generation of the ruleset.
+func (r *reader) table(ctx context.Context, read func(context.Context) (map[state.Elem]struct{}, error)) error {
 	for range generationTries {
 		before, err := r.k.generation()
 		if err != nil {
@@ -50,7 +60,7 @@ func (r *reader) nft(ctx context.Context) error {
 		}
 		elems := map[state.Elem]struct{}{}
 		if skeleton != "" {
-			if elems, err = r.elems(ctx); err != nil {
+			if elems, err = read(ctx); err != nil {
 				return err
 			}
 		}

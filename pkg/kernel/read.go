@@ -40,9 +40,11 @@ func (k *Kernel) Read(ctx context.Context, scope state.Scope) (state.State, erro
 		only[n] = true
 	}
 	r := reader{k: k, links: links, state: s, only: only}
-	for _, step := range []func(context.Context) error{
-		r.ports, r.addrs, r.neighs, r.routes, r.rules, r.nft,
-	} {
+	steps := []func(context.Context) error{r.ports, r.addrs, r.neighs, r.routes, r.rules, r.nft}
+	if scope.Prepared {
+		steps = []func(context.Context) error{r.ports, r.addrs, r.skeleton}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return state.State{}, err
 		}

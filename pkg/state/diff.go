@@ -58,20 +58,24 @@ func (d *differ) deletes() {
 	for _, old := range d.replaced {
 		taken[old] = true
 	}
-	wantedOn := map[netip.Prefix]map[string]bool{}
-	for r := range d.want.Routes {
-		if wantedOn[r.Dst] == nil {
-			wantedOn[r.Dst] = map[string]bool{}
+	type place struct {
+		dst  netip.Prefix
+		link string
+	}
+	wanted := map[place]bool{}
+	gone := without(d.have.Routes, d.want.Routes, compareRoute)
+	if len(gone) > 0 {
+		for r := range d.want.Routes {
+			wanted[place{r.Dst, r.Link}] = true
 		}
-		wantedOn[r.Dst][r.Link] = true
 	}
 	var flush []netip.Addr
-	for _, r := range sorted(d.have.Routes, compareRoute) {
-		if _, ok := d.want.Routes[r]; ok || taken[r] {
+	for _, r := range gone {
+		if taken[r] {
 			continue
 		}
 		c := Change{Verb: Delete, Route: &r}
-		if wantedOn[r.Dst][r.Link] {
+		if wanted[place{r.Dst, r.Link}] {
 			d.late = append(d.late, c)
 			continue
 		}
@@ -83,14 +87,15 @@ func (d *differ) deletes() {
 	d.flush(flush)
 
 	if !d.skeletonGoes() && !d.skeletonComes() {
-		keys := elemKeys(d.want.Elems)
-		for _, e := range sorted(d.have.Elems, compareElem) {
-			if _, ok := keys[e.key()]; !ok {
+		gone := without(d.have.Elems, d.want.Elems, compareElem)
+		keys := marked(d.want.Elems)
+		for _, e := range gone {
+			if _, stays := keys[e.key()]; !stays {
 				d.add(Change{Verb: Delete, Elem: &e})
 			}
 		}
 	}
-	for _, k := range sorted(d.have.Neighs, compareNeigh) {
+	for _, k := range without(d.have.Neighs, d.want.Neighs, compareNeigh) {
 		if _, ok := d.want.Neighs[k]; !ok && !d.linkGoes(k.Link) {
 			d.add(Change{Verb: Delete, Neigh: &Neigh{NeighKey: k, MAC: d.have.Neighs[k]}})
 		}
@@ -99,10 +104,7 @@ func (d *differ) deletes() {
 	for r := range d.want.Rules {
 		places[[2]int{r.Family, r.Priority}] = true
 	}
-	for _, r := range sorted(d.have.Rules, compareRule) {
-		if _, ok := d.want.Rules[r]; ok {
-			continue
-		}
+	for _, r := range without(d.have.Rules, d.want.Rules, compareRule) {
 		c := Change{Verb: Delete, Rule: &r}
 		if places[[2]int{r.Family, r.Priority}] {
 			d.late = append(d.late, c)
@@ -110,7 +112,7 @@ func (d *differ) deletes() {
 		}
 		d.add(c)
 	}
-	for _, n := range sorted(d.have.Links, strings.Compare) {
+	for _, n := range without(d.have.Links, d.want.Links, strings.Compare) {
 		if l := d.have.Links[n]; d.linkGoes(n) {
 			d.add(Change{Verb: Delete, Link: &l})
 		}
@@ -156,9 +158,9 @@ func (d *differ) skeleton() {
 // links makes and repairs the links. A link that comes up gets its settings
 // while it is down.
 func (d *differ) links() {
-	done := map[string]bool{} // sysctls that are dealt with
 	var up []Change
-	for _, n := range sorted(d.want.Links, strings.Compare) {
+	rising := map[string]bool{} // links that are down and come up
+	for _, n := range without(d.want.Links, d.have.Links, strings.Compare) {
 		want := d.want.Links[n].planned()
 		l, there := d.have.Links[n]
 		have := l.planned()
@@ -176,43 +178,38 @@ func (d *differ) links() {
 		if before.Up == want.Up {
 			continue
 		}
-		for p, v := range d.want.Sysctls {
-			if SysctlLink(p) == n && (!there || d.have.Sysctls[p] != v) {
-				done[p] = true
-			}
-		}
+		rising[n] = true
 		up = append(up, Change{Verb: Replace, Was: "down", Link: &want})
 	}
-	d.sysctls(func(p string) bool { return done[p] })
-	for _, c := range up {
-		d.add(c)
-	}
-	d.sysctls(func(p string) bool {
-		return !done[p] && d.have.Sysctls[p] != d.want.Sysctls[p]
-	})
-}
-
-// sysctls adds the settings that the filter takes, those that turn forwarding
-// on for the whole host last: what must be set before (accept_ra of the uplink)
-// is.
-func (d *differ) sysctls(take func(path string) bool) {
-	for _, p := range sorted(d.want.Sysctls, compareSysctl) {
-		if take(p) {
-			d.add(Change{Verb: Add, Was: d.have.Sysctls[p], Sysctl: &Sysctl{Path: p, Value: d.want.Sysctls[p]}})
+	// The settings that turn forwarding on for the whole host come last: what
+	// must be set before (accept_ra of the uplink) is.
+	lacking := without(d.want.Sysctls, d.have.Sysctls, compareSysctl)
+	var others []string
+	for _, p := range lacking {
+		if rising[SysctlLink(p)] {
+			d.sysctl(p)
+		} else {
+			others = append(others, p)
 		}
 	}
+	d.out = append(d.out, up...)
+	for _, p := range others {
+		d.sysctl(p)
+	}
+}
+
+func (d *differ) sysctl(path string) {
+	d.add(Change{Verb: Add, Was: d.have.Sysctls[path], Sysctl: &Sysctl{Path: path, Value: d.want.Sysctls[path]}})
 }
 
 // addrs adds before it deletes: when the last IPv4 address of a link goes, the
 // kernel drops the routes of the link.
 func (d *differ) addrs() {
-	for _, a := range sorted(d.want.Addrs, compareAddr) {
-		if _, ok := d.have.Addrs[a]; !ok {
-			d.add(Change{Verb: Add, Addr: &a})
-		}
+	for _, a := range without(d.want.Addrs, d.have.Addrs, compareAddr) {
+		d.add(Change{Verb: Add, Addr: &a})
 	}
-	for _, a := range sorted(d.have.Addrs, compareAddr) {
-		if _, ok := d.want.Addrs[a]; !ok && !d.linkGoes(a.Link) {
+	for _, a := range without(d.have.Addrs, d.want.Addrs, compareAddr) {
+		if !d.linkGoes(a.Link) {
 			d.add(Change{Verb: Delete, Addr: &a})
 		}
 	}
@@ -222,36 +219,29 @@ func (d *differ) elems() {
 	if d.elemsDone {
 		return
 	}
-	keys := elemKeys(d.have.Elems)
-	for _, e := range sorted(d.want.Elems, compareElem) {
-		old, there := keys[e.key()]
-		switch {
-		case !there:
-			d.add(Change{Verb: Add, Elem: &e})
-		case old != e:
+	keys := marked(d.have.Elems)
+	for _, e := range without(d.want.Elems, d.have.Elems, compareElem) {
+		if old, there := keys[e.key()]; there {
 			d.add(Change{Verb: Replace, Was: old.String(), Elem: &e})
+		} else {
+			d.add(Change{Verb: Add, Elem: &e})
 		}
 	}
 }
 
 func (d *differ) neighs() {
-	for _, k := range sorted(d.want.Neighs, compareNeigh) {
-		m := d.want.Neighs[k]
-		old, there := d.have.Neighs[k]
-		switch {
-		case !there:
-			d.add(Change{Verb: Add, Neigh: &Neigh{NeighKey: k, MAC: m}})
-		case old != m:
-			d.add(Change{Verb: Replace, Was: old.String(), Neigh: &Neigh{NeighKey: k, MAC: m}})
+	for _, k := range without(d.want.Neighs, d.have.Neighs, compareNeigh) {
+		c := Change{Verb: Add, Neigh: &Neigh{NeighKey: k, MAC: d.want.Neighs[k]}}
+		if old, there := d.have.Neighs[k]; there {
+			c.Verb, c.Was = Replace, old.String()
 		}
+		d.add(c)
 	}
 }
 
 func (d *differ) rules() {
-	for _, r := range sorted(d.want.Rules, compareRule) {
-		if _, ok := d.have.Rules[r]; !ok {
-			d.add(Change{Verb: Add, Rule: &r})
-		}
+	for _, r := range without(d.want.Rules, d.have.Rules, compareRule) {
+		d.add(Change{Verb: Add, Rule: &r})
 	}
 }
 
@@ -267,15 +257,12 @@ func (r Route) key() routeKey { return routeKey{r.Dst, r.Table, r.Metric} }
 func (d *differ) pairRoutes() {
 	d.replaced = map[Route]Route{}
 	free := map[routeKey][]Route{}
-	for _, r := range sorted(d.have.Routes, compareRoute) {
-		if _, ok := d.want.Routes[r]; !ok && !d.linkGoes(r.Link) {
+	for _, r := range without(d.have.Routes, d.want.Routes, compareRoute) {
+		if !d.linkGoes(r.Link) {
 			free[r.key()] = append(free[r.key()], r)
 		}
 	}
-	for _, r := range sorted(d.want.Routes, compareRoute) {
-		if _, ok := d.have.Routes[r]; ok {
-			continue
-		}
+	for _, r := range without(d.want.Routes, d.have.Routes, compareRoute) {
 		if f := free[r.key()]; len(f) > 0 {
 			d.replaced[r], free[r.key()] = f[0], f[1:]
 		}
@@ -286,10 +273,7 @@ func (d *differ) pairRoutes() {
 // ours to another are flushed once it has moved.
 func (d *differ) routes() {
 	var flush []netip.Addr
-	for _, r := range sorted(d.want.Routes, compareRoute) {
-		if _, ok := d.have.Routes[r]; ok {
-			continue
-		}
+	for _, r := range without(d.want.Routes, d.have.Routes, compareRoute) {
 		old, ok := d.replaced[r]
 		if !ok {
 			d.add(Change{Verb: Add, Route: &r})
@@ -340,10 +324,14 @@ func (e Elem) key() Elem {
 	return e
 }
 
-func elemKeys(m map[Elem]struct{}) map[Elem]Elem {
-	keys := make(map[Elem]Elem, len(m))
+// marked finds the elements that have a value by their key: the others are
+// their key.
+func marked(m map[Elem]struct{}) map[Elem]Elem {
+	keys := map[Elem]Elem{}
 	for e := range m {
-		keys[e.key()] = e
+		if e.Mark != 0 {
+			keys[e.key()] = e
+		}
 	}
 	return keys
 }

@@ -183,3 +183,16 @@ func elemOf(e Elem, link string, own map[netip.Prefix]bool) bool {
 func sorted[K comparable, V any](m map[K]V, cmp func(a, b K) int) []K {
 	return slices.SortedFunc(maps.Keys(m), cmp)
 }
+
+// without returns the keys of m for which there is no equal entry in other, in
+// the order of cmp. Little differs mostly, so little is sorted.
+func without[K comparable, V comparable](m, other map[K]V, cmp func(a, b K) int) []K {
+	var keys []K
+	for k, v := range m {
+		if o, ok := other[k]; !ok || o != v {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, cmp)
+	return keys
+}
