@@ -112,6 +112,9 @@ func parseBinding(text []byte) (responder.Binding, error) {
 	if err := dec.Decode(&b); err != nil {
 		return responder.Binding{}, err
 	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return responder.Binding{}, errors.New("something follows the binding")
+	}
 	if b.Version != responder.BindingVersion {
 		return responder.Binding{}, fmt.Errorf("version %d, this build knows %d", b.Version, responder.BindingVersion)
 	}
