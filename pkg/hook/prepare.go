@@ -33,11 +33,18 @@ func (o *operation) prepare(ctx context.Context) error {
 	if err := o.openKernel(); err != nil {
 		return o.failed("cannot set up the network", err)
 	}
+	dir := o.spool.VMDir(r.VM.UUID)
+	l := o.Launcher(c.Launch)
+	if _, err := o.spool.Declaration(r.VM.UUID); err == nil {
+		// The last run was not released. Its responder would go on with the old
+		// binding.
+		if err := l.Stop(ctx, dir); err != nil {
+			return o.failed("cannot stop the last run's responder", err)
+		}
+	}
 	if err := o.declare(ctx, r.VM, c); err != nil {
 		return err
 	}
-	dir := o.spool.VMDir(r.VM.UUID)
-	l := o.Launcher(c.Launch)
 	err = l.Start(ctx, dir)
 	if err == nil {
 		ready, cancel := context.WithTimeout(ctx, readyTimeout)
@@ -70,10 +77,6 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config) 
 	var generation uint64
 	if old, err := o.spool.Declaration(vm.UUID); err == nil {
 		generation = old.Generation
-		// A responder of an older incarnation would answer from its binding.
-		if err := o.spool.RemoveBinding(vm.UUID); err != nil {
-			return o.failed("cannot clear the last run's files", err)
-		}
 	}
 	if err := o.spool.WriteDeclaration(spool.Declaration{
 		UUID: vm.UUID, Name: vm.Name, Generation: generation + 1, Phase: spool.Preparing, At: o.Now(),

@@ -1,0 +1,469 @@
+package hook_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/slash32/slash32/pkg/hook"
+	"github.com/slash32/slash32/pkg/kernel"
+	"github.com/slash32/slash32/pkg/spool"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// bed is a hook on a real kernel in a network namespace of its own.
+type bed struct {
+	*testing.T
+	hook   *hook.Hook
+	kernel *kernel.Kernel
+	spool  *spool.Spool
+	resp   map[string]bool
+	poked  int
+	agent  bool // one listens
+	opened int  // how often the kernel was opened
+
+	failApply error
+	failReady error
+	now       time.Time
+}
+
+// handle is what the hook opens: the bed's kernel, kept open.
+type handle struct {
+	*kernel.Kernel
+	b *bed
+}
+
+func (h handle) Close() {}
+
+func (h handle) Apply(ctx context.Context, cs []state.Change) (int, error) {
+	if h.b.failApply != nil && slices.ContainsFunc(cs, func(c state.Change) bool { return c.Verb == state.Add }) {
+		// Half of it is done, then the kernel refuses.
+		n, err := h.Kernel.Apply(ctx, cs[:len(cs)/2])
+		return n, errors.Join(h.b.failApply, err)
+	}
+	return h.Kernel.Apply(ctx, cs)
+}
+
+func (b *bed) Start(_ context.Context, dir string) error { b.resp[dir] = true; return nil }
+func (b *bed) Stop(_ context.Context, dir string) error  { delete(b.resp, dir); return nil }
+func (b *bed) WaitReady(context.Context, string) error   { return b.failReady }
+
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	runtime.LockOSThread() // the thread dies with the test, and the namespace with it
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("make a network namespace (it takes root): %v", err)
+	}
+	log := logrus.New()
+	log.SetOutput(t.Output())
+	k, err := kernel.New(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	dirs := spool.Dirs{Run: filepath.Join(t.TempDir(), "run"), Config: t.TempDir()}
+	b := &bed{T: t, kernel: k, spool: &spool.Spool{Dirs: dirs}, resp: map[string]bool{}, now: time.Now()}
+	b.hook = &hook.Hook{
+		Dirs:     dirs,
+		Kernel:   func() (hook.Kernel, error) { b.opened++; return handle{k, b}, nil },
+		Launcher: func(string) hook.Launcher { return b },
+		Poke:     func(string) bool { b.poked++; return b.agent },
+		Now:      func() time.Time { return b.now },
+		Log:      log,
+	}
+	return b
+}
+
+func id(n int) uuid.UUID { return uuid.UUID{15: byte(n)} }
+
+// dom is a domain's XML; zero fields have defaults.
+type dom struct {
+	n          int
+	annotation string // attributes; "-": none
+	bridge     string
+	nic        string // type
+}
+
+func (d dom) xml() string {
+	if d.bridge == "" {
+		d.bridge = fmt.Sprintf("s32-vm%d", d.n)
+	}
+	if d.nic == "" {
+		d.nic = "bridge"
+	}
+	metadata := "<slash32:network xmlns:slash32='urn:slash32:domain:1' " + d.annotation + "/>"
+	if d.annotation == "-" {
+		metadata = ""
+	}
+	return fmt.Sprintf(`<domain type='qemu'><name>vm%[1]d</name><uuid>%[2]s</uuid>
+<metadata>
+%[3]s
+</metadata>
+<devices><interface type='%[4]s'><mac address='52:54:00:00:00:%02[1]x'/><source %[4]s='%[5]s'/></interface></devices></domain>`,
+		d.n, id(d.n), metadata, d.nic, d.bridge)
+}
+
+func (b *bed) call(op string, d dom) error {
+	return b.hook.Run(context.Background(), []string{fmt.Sprintf("vm%d", d.n), op, "begin", "-"}, strings.NewReader(d.xml()))
+}
+
+func (b *bed) must(op string, d dom) {
+	b.Helper()
+	if err := b.call(op, d); err != nil {
+		b.Fatalf("%s: %v", op, err)
+	}
+}
+
+func (b *bed) sh(line string) string {
+	b.Helper()
+	f := strings.Fields(line)
+	out, err := exec.Command(f[0], f[1:]...).CombinedOutput()
+	if err != nil {
+		b.Fatalf("%s: %v: %s", line, err, out)
+	}
+	return string(out)
+}
+
+// all is everything that a start could leave: kernel objects, files, responders.
+func (b *bed) all() string {
+	b.Helper()
+	s, err := b.kernel.Read(context.Background(), state.Scope{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	out := s.String() + b.sh("ip -br link") + b.sh("nft list tables")
+	err = filepath.WalkDir(b.spool.Run, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() && e.Name() != "lock" {
+			out += path + "\n"
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b.Fatal(err)
+	}
+	for dir := range b.resp {
+		out += "responder " + dir + "\n"
+	}
+	return out
+}
+
+func (b *bed) wantEmpty(what string) {
+	b.Helper()
+	if d := cmp.Diff(newBedState, b.all()); d != "" {
+		b.Errorf("%s leaves something: %s", what, d)
+	}
+}
+
+// newBedState is what all gives before anything.
+const newBedState = "lo               DOWN           00:00:00:00:00:00 <LOOPBACK> \n"
+
+var web = dom{n: 1, annotation: `ipv4="203.0.113.42" ipv6="2001:db8::42"`}
+
+func TestLife(t *testing.T) {
+	for _, agent := range []bool{false, true} {
+		t.Run(fmt.Sprintf("agent %v", agent), func(t *testing.T) {
+			b := newBed(t)
+			b.agent = agent
+			b.must("prepare", web)
+			out := b.sh("ip -d link show s32-vm1")
+			for _, want := range []string{"02:73:6c:33:32:01", "group 32", "alias slash32:" + id(1).String() + ":52:54:00:00:00:01", "state", "mcast_snooping 0"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("the bridge lacks %q:\n%s", want, out)
+				}
+			}
+			if out := b.sh("ip addr show s32-vm1"); !strings.Contains(out, "169.254.0.1/32") || !strings.Contains(out, "fe80::1/64") {
+				t.Errorf("addresses:\n%s", out)
+			}
+			d, err := b.spool.Declaration(id(1))
+			if err != nil || d.Phase != spool.Preparing || d.Generation != 1 || !slices.Equal(d.Bridges, []string{"s32-vm1"}) || len(d.Addrs) != 2 || d.XML != web.xml() {
+				t.Errorf("declaration %+v, %v", d, err)
+			}
+			if !b.resp[b.spool.VMDir(id(1))] || b.poked != 1 {
+				t.Errorf("responders %v, poked %d", b.resp, b.poked)
+			}
+			b.must("start", web)
+			b.must("started", web)
+			if d, _ := b.spool.Declaration(id(1)); d.Phase != spool.Started {
+				t.Errorf("phase %s", d.Phase)
+			}
+			b.must("reconnect", web)
+			// What the agent adds, the hook takes away again, with or without it.
+			b.sh("ip route add 203.0.113.42 dev s32-vm1 proto 32 metric 1024")
+			b.sh("ip neigh add 203.0.113.42 lladdr 52:54:00:00:00:01 dev s32-vm1 nud permanent")
+			b.must("stopped", web)
+			if out := b.sh("ip route show proto 32"); out != "" {
+				t.Errorf("the route stays: %s", out)
+			}
+			b.must("stopped", web)
+			b.must("release", web)
+			if agent {
+				if d, err := b.spool.Declaration(id(1)); err != nil || d.Phase != spool.Released {
+					t.Errorf("no tombstone: %+v, %v", d, err)
+				}
+				if err := b.spool.Remove(id(1)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.wantEmpty("release")
+			b.must("release", web)
+			b.must("stopped", web)
+			b.wantEmpty("a second release")
+
+			b.must("prepare", web)
+			b.must("stopped", web) // the start failed
+			b.must("release", web)
+			_ = b.spool.Remove(id(1))
+			b.wantEmpty("a start that failed")
+		})
+	}
+}
+
+// A domain that is not ours costs nothing: the kernel is not even opened.
+func TestNotOurs(t *testing.T) {
+	b := newBed(t)
+	for _, op := range []string{"prepare", "start", "started", "stopped", "release", "migrate", "restore", "reconnect", "attach", "something-new"} {
+		b.must(op, dom{n: 1, annotation: "-"})
+		b.must(op, dom{n: 1, annotation: "-", nic: "network", bridge: "default"})
+	}
+	for _, op := range []string{"migrate", "restore", "something-new"} {
+		b.must(op, web)
+	}
+	if b.opened != 0 || b.poked != 0 {
+		t.Errorf("the kernel was opened %d times, the agent poked %d times", b.opened, b.poked)
+	}
+	if _, err := os.Stat(b.spool.Run); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the run directory was made: %v", err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	long := strings.Repeat("<!-- padding -->", 70_000)
+	for _, c := range []struct {
+		name  string
+		setup func(*bed)
+		vm    dom
+		want  []string // in the message
+	}{
+		{"address in use", func(b *bed) { b.must("prepare", web) },
+			dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "line 3", "203.0.113.42", "vm1"}},
+		{"second address in use", func(b *bed) { b.must("prepare", web) },
+			dom{n: 2, annotation: `ipv4="203.0.113.43" ipv6="2001:db8:0::42"`}, []string{"vm2: E101", "2001:db8::42", "vm1"}},
+		{"bridge in use", func(b *bed) { b.must("prepare", web) },
+			dom{n: 2, annotation: `ipv4="203.0.113.43"`, bridge: "s32-vm1"}, []string{"vm2: E104", "s32-vm1", "vm1"}},
+		{"route without declaration", func(b *bed) {
+			b.must("prepare", web)
+			b.must("started", web)
+			b.sh("ip route add 203.0.113.42 dev s32-vm1 proto 32 metric 1024")
+			b.sh("ip link add tap1 type veth peer name tap1p")
+			b.sh("ip link set tap1 master s32-vm1")
+			if err := b.spool.Remove(id(1)); err != nil {
+				b.Fatal(err)
+			}
+		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "s32-vm1", id(1).String()}},
+		{"unknown attribute", nil, dom{n: 2, annotation: `ip4="203.0.113.42"`}, []string{"vm2: E103 line 3", `"ip4"`, `"ipv4"`}},
+		{"malformed address", nil, dom{n: 2, annotation: `ipv4="203.0.113.420"`}, []string{"vm2: E102 line 3", "203.0.113.420"}},
+		{"bridge with a physical port", func(b *bed) {
+			b.sh("ip link add br0 type bridge")
+			b.sh("ip link add enp4s0 type veth peer name cable")
+			b.sh("ip link set enp4s0 master br0")
+		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`, bridge: "br0"}, []string{"vm2: E106", "br0", "enp4s0", "s32-vm2"}},
+		{"bridge that is not ours", func(b *bed) { b.sh("ip link add br0 type bridge") },
+			dom{n: 2, annotation: `ipv4="203.0.113.42"`, bridge: "br0"}, []string{"vm2: E106", "br0", "not one that slash32 made"}},
+		{"not a bridge", func(b *bed) { b.sh("ip link add br0 type veth peer name br0p") },
+			dom{n: 2, annotation: `ipv4="203.0.113.42"`, bridge: "br0"}, []string{"vm2: E106", "br0", "veth"}},
+		{"long bridge name", nil, dom{n: 2, annotation: `ipv4="203.0.113.42"`, bridge: "a-much-too-long-name"}, []string{"vm2: E107", "a-much-too-long-name", "15"}},
+		{"type network", nil, dom{n: 2, annotation: `ipv4="203.0.113.42"`, nic: "network", bridge: "default"}, []string{"vm2: E108", "network"}},
+		{"configuration", func(b *bed) { b.write("slash32.yaml", "networks:\n  default:\n    upling: eth0\n") },
+			dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E112", "slash32.yaml:3", "upling", "uplink"}},
+		{"unknown network", nil, dom{n: 2, annotation: `ipv4="203.0.113.42" network="pubic"`}, []string{"vm2: E111", "pubic"}},
+		{"XML too long", nil, dom{n: 2, annotation: `ipv4="203.0.113.42"/>` + long + `<x`}, []string{"vm2: E100", "1048576"}},
+		{"the kernel refuses", func(b *bed) { b.failApply = errors.New("no buffer space available") }, web, []string{"vm1: E130", "no buffer space"}},
+		{"the responder does not start", func(b *bed) { b.failReady = errors.New("cannot open a packet socket") }, web, []string{"vm1: E130", "cannot open a packet socket"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBed(t)
+			if c.setup != nil {
+				c.setup(b)
+			}
+			before := b.all()
+			err := b.call("prepare", c.vm)
+			if err == nil {
+				t.Fatal("it was let start")
+			}
+			for _, w := range c.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("the message lacks %q: %v", w, err)
+				}
+			}
+			if strings.ContainsAny(err.Error(), "\n\r") {
+				t.Errorf("more than one line: %q", err)
+			}
+			if d := cmp.Diff(before, b.all()); d != "" {
+				t.Errorf("something is left, or the other VM was disturbed: %s", d)
+			}
+			// libvirt calls these after a start that was refused.
+			b.must("stopped", c.vm)
+			b.must("release", c.vm)
+			if d := cmp.Diff(before, b.all()); d != "" {
+				t.Errorf("stopped or release of what never started changed something: %s", d)
+			}
+		})
+	}
+}
+
+func (b *bed) write(name, text string) {
+	b.Helper()
+	path := filepath.Join(b.hook.Dirs.Config, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// A file below domains.d stands in for the metadata.
+func TestDomainFile(t *testing.T) {
+	b := newBed(t)
+	b.write("domains.d/vm1.yaml", "ipv4: 203.0.113.42\n")
+	plain := dom{n: 1, annotation: "-"}
+	b.must("prepare", plain)
+	if _, err := b.spool.Declaration(id(1)); err != nil {
+		t.Fatal(err)
+	}
+	// Removed while the VM runs: the teardown still happens.
+	if err := os.Remove(filepath.Join(b.hook.Dirs.Config, "domains.d/vm1.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	b.must("stopped", plain)
+	b.must("release", plain)
+	b.wantEmpty("release")
+}
+
+// A stopped or release that comes after the next start tears nothing down.
+func TestLateRelease(t *testing.T) {
+	b := newBed(t)
+	b.must("prepare", web)
+	b.must("started", web)
+	b.sh("ip link add tap1 type veth peer name tap1p")
+	b.sh("ip link set tap1 master s32-vm1")
+	before := b.all()
+	b.must("stopped", web)
+	b.must("release", web)
+	if d := cmp.Diff(before, b.all()); d != "" {
+		t.Error(d)
+	}
+	if d, err := b.spool.Declaration(id(1)); err != nil || d.Phase != spool.Started {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// What a hook that died left behind is taken over, and a wiped run directory
+// does not keep a teardown from happening.
+func TestLeftovers(t *testing.T) {
+	b := newBed(t)
+	b.must("prepare", web)
+	b.must("prepare", web)
+	if d, _ := b.spool.Declaration(id(1)); d.Generation != 2 {
+		t.Errorf("generation %d", d.Generation)
+	}
+	if err := os.RemoveAll(b.spool.Run); err != nil {
+		t.Fatal(err)
+	}
+	clear(b.resp)
+	other := dom{n: 2, annotation: `ipv4="203.0.113.42"`, bridge: "s32-vm1"}
+	b.must("prepare", other)
+	if out := b.sh("ip link show s32-vm1"); !strings.Contains(out, id(2).String()) {
+		t.Errorf("the left-over was not taken over:\n%s", out)
+	}
+	if err := os.RemoveAll(b.spool.Run); err != nil {
+		t.Fatal(err)
+	}
+	clear(b.resp)
+	b.must("stopped", other)
+	b.must("release", other)
+	b.wantEmpty("release without a declaration")
+}
+
+// A preparation that never got further counts for five minutes.
+func TestStalePreparation(t *testing.T) {
+	b := newBed(t)
+	b.must("prepare", web)
+	second := dom{n: 2, annotation: `ipv4="203.0.113.42"`}
+	if err := b.call("prepare", second); err == nil {
+		t.Fatal("two VMs with one address")
+	}
+	b.now = b.now.Add(spool.PrepareDeadline + time.Second)
+	b.must("prepare", second)
+}
+
+// Only prepare and start may refuse: a reconnect that fails would have libvirt
+// kill the VM.
+func TestNeverFails(t *testing.T) {
+	b := newBed(t)
+	bad := dom{n: 1, annotation: `nonsense="1"`}
+	for _, op := range []string{"started", "stopped", "release", "migrate", "restore", "reconnect", "attach"} {
+		b.must(op, bad)
+	}
+	b.failReady = errors.New("no")
+	b.must("reconnect", web)
+	if err := b.hook.Run(context.Background(), []string{"vm1", "reconnect", "begin", "-"}, strings.NewReader("<slash32:network urn:slash32:domain:1")); err != nil {
+		t.Error(err)
+	}
+	if err := b.hook.Run(context.Background(), nil, strings.NewReader("")); err == nil {
+		t.Error("no arguments were taken")
+	}
+}
+
+// Reconnect makes declaration, binding and responder anew where they lack.
+func TestReconnect(t *testing.T) {
+	b := newBed(t)
+	b.must("prepare", web)
+	if err := os.RemoveAll(b.spool.Run); err != nil {
+		t.Fatal(err)
+	}
+	clear(b.resp)
+	b.must("reconnect", web)
+	d, err := b.spool.Declaration(id(1))
+	if err != nil || d.Phase != spool.Started {
+		t.Errorf("%+v, %v", d, err)
+	}
+	bind, err := b.spool.Binding(id(1))
+	if err != nil || bind.NICs[0].V4.Addr != netip.MustParseAddr("203.0.113.42") {
+		t.Errorf("%+v, %v", bind, err)
+	}
+	if !b.resp[b.spool.VMDir(id(1))] {
+		t.Error("no responder")
+	}
+}
+
+// The last VM that goes takes the table and the rules along, others do not.
+func TestLastOneSwitchesOff(t *testing.T) {
+	b := newBed(t)
+	second := dom{n: 2, annotation: `ipv4="203.0.113.43"`}
+	b.must("prepare", web)
+	b.must("prepare", second)
+	b.must("stopped", web)
+	b.must("release", web)
+	if out := b.sh("nft list tables"); !strings.Contains(out, "slash32") {
+		t.Error("the table went with the first of two")
+	}
+	b.must("stopped", second)
+	b.must("release", second)
+	b.wantEmpty("the last release")
+}
