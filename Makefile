@@ -26,14 +26,20 @@ build: ## build the four programs into bin/
 	CGO_ENABLED=0 $(BUILD) ./cmd/slash32 ./cmd/slash32-hook ./cmd/slash32-responder
 	CGO_ENABLED=1 $(BUILD) -tags libvirt_dlopen ./cmd/slash32d
 
-test: build ## run all tests (as root, after test/setup.sh test)
+test: ## install what tests need, then run all tests (as root)
+	test/setup.sh test
+	$(MAKE) --no-print-directory build
 	test/run
 
-bench: build ## print the tables of speed and memory beside the peers' (after test/setup.sh bench)
-	$(GO) run -tags libvirt_dlopen ./test/bench
+bench: ## install the peers, then print the tables of speed and memory beside theirs (as root)
+	test/setup.sh bench
+	$(MAKE) --no-print-directory build
+	$(GO) run ./test/bench
 
-demo: build ## show it at work in a lab (as root, after test/setup.sh demo)
-	$(GO) run -tags libvirt_dlopen ./test/demo
+demo: ## install what it needs, then show a VM's whole life in a lab (as root)
+	test/setup.sh demo
+	$(MAKE) --no-print-directory build
+	$(GO) run ./test/demo
 
 fuzz: ## fuzz every parser for FUZZTIME (30s)
 	test/fuzz $(FUZZTIME)
