@@ -13,8 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/slash32/slash32/pkg/mac"
-	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/plan"
 )
 
@@ -94,7 +92,7 @@ func (k *Kernel) defaultRoutes(ctx context.Context, family, protocol byte) ([]ro
 			got = append(got, x)
 		}
 	})
-	if noFamily(err) {
+	if noFamily(err) || errors.Is(err, unix.ENOENT) { // nobody has used main yet
 		return nil, nil
 	}
 	return got, err
@@ -150,7 +148,6 @@ func (k *Kernel) acceptRA(routes []route) ([]string, error) {
 // an uplink. Listing the links would cost ten times as much: the kernel lists the
 // settings of a thousand bridges with them.
 func (k *Kernel) mtus(ctx context.Context, out map[string]uint16) error {
-	gateway := mac.MustParse(marks.GatewayMAC)
 	var indexes []int
 	m := newMessage(unix.RTM_GETNETCONF, 0, []byte{unix.AF_INET})
 	err := k.rt.dump(ctx, m, func() { indexes = nil }, func(typ uint16, b []byte) {
@@ -172,7 +169,7 @@ func (k *Kernel) mtus(ctx context.Context, out map[string]uint16) error {
 		if err != nil || name == "" {
 			continue
 		}
-		if k.hardwareAddr(name) == gateway || unix.IoctlIfreq(k.ioctl, unix.SIOCGIFMTU, req) != nil {
+		if k.gatewayMAC(name) || unix.IoctlIfreq(k.ioctl, unix.SIOCGIFMTU, req) != nil {
 			continue
 		}
 		if mtu := req.Uint32(); mtu <= maxMTU {

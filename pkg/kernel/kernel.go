@@ -196,8 +196,9 @@ func (k *Kernel) name(index int) string {
 	return req.Name()
 }
 
-// hardwareAddr is an interface's MAC address, zero when it has none.
-func (k *Kernel) hardwareAddr(name string) (m mac.Addr) {
+// gatewayMAC tells whether an interface has the MAC of all our bridges: a sign
+// for what only saves work, got without RTNL.
+func (k *Kernel) gatewayMAC(name string) bool {
 	// struct ifreq: the name, then a sockaddr, of which the family comes first.
 	var req struct {
 		name   [unix.IFNAMSIZ]byte
@@ -206,10 +207,7 @@ func (k *Kernel) hardwareAddr(name string) (m mac.Addr) {
 	}
 	copy(req.name[:unix.IFNAMSIZ-1], name)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(k.ioctl), unix.SIOCGIFHWADDR, uintptr(unsafe.Pointer(&req)))
-	if errno == 0 {
-		copy(m[:], req.data[:])
-	}
-	return m
+	return errno == 0 && mac.Addr(req.data[:6]) == mac.MustParse(marks.GatewayMAC)
 }
 
 // SpoofCount counts the packets that the guard dropped on one bridge.

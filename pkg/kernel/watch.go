@@ -20,14 +20,15 @@ const settle = 10 * time.Millisecond
 // Watch calls wake when the kernel announces a change to what is ours or to
 // what planning depends on, until ctx ends; then it returns nil. What happens
 // within a few milliseconds wakes once, with all reasons. Our own writes wake as
-// well. When the kernel had more to say than the socket holds, that wakes, too:
-// a reader that starts from a full read misses nothing.
+// well. It wakes, too, as soon as it watches, and when the kernel had more to say
+// than the socket holds: whoever reads all when woken misses nothing.
 func (k *Kernel) Watch(ctx context.Context, wake func(reason string)) error {
 	for {
 		w, err := k.subscribe()
 		if err != nil {
 			return err
 		}
+		wake("watching")
 		err = w.run(ctx, wake)
 		w.close()
 		if ctx.Err() != nil {
@@ -37,17 +38,17 @@ func (k *Kernel) Watch(ctx context.Context, wake func(reason string)) error {
 			return fmt.Errorf("watch the kernel: %w", err)
 		}
 		k.log.Warn("the kernel announced more changes than the socket holds; everything is read again")
-		wake("overrun")
 	}
 }
 
 type watcher struct {
 	rt, nft *conn
-	stop    int // an eventfd that ends the wait
+	stop    int                  // an eventfd that ends the wait
+	ours    func(index int) bool // whether an interface is a bridge of ours
 }
 
 func (k *Kernel) subscribe() (*watcher, error) {
-	w := &watcher{stop: -1}
+	w := &watcher{stop: -1, ours: func(index int) bool { return k.gatewayMAC(k.name(index)) }}
 	err := k.inside(func() error {
 		var err error
 		if w.rt, err = subscribe(unix.NETLINK_ROUTE,
@@ -163,7 +164,7 @@ func (w *watcher) drain(reasons *[]string) error {
 	for _, x := range []struct {
 		c      *conn
 		reason func(typ uint16, data []byte) string
-	}{{w.rt, routeReason}, {w.nft, nftReason}} {
+	}{{w.rt, w.routeReason}, {w.nft, nftReason}} {
 		for {
 			err := x.c.receive(func(typ, _ uint16, _ uint32, data []byte) {
 				if r := x.reason(typ, data); r != "" && !slices.Contains(*reasons, r) {
@@ -182,7 +183,7 @@ func (w *watcher) drain(reasons *[]string) error {
 }
 
 // routeReason says why a message is worth a look, "" when it is not.
-func routeReason(typ uint16, b []byte) string {
+func (w *watcher) routeReason(typ uint16, b []byte) string {
 	switch typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l := parseLink(b)
@@ -197,7 +198,9 @@ func routeReason(typ uint16, b []byte) string {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return "address"
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		if n, ok := parseNeigh(b); ok && n.permanent {
+		// One that goes is no longer permanent by then. What the kernel learns
+		// elsewhere, and link-local addresses of guests, are noise.
+		if n, ok := parseNeigh(b); ok && !n.ip.IsLinkLocalUnicast() && !n.ip.IsMulticast() && w.ours(n.index) {
 			return "neighbour"
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:

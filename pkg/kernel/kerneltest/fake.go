@@ -87,7 +87,7 @@ func (f *Fake) Watching() int {
 	return len(f.wakes)
 }
 
-// Watch calls wake at each Change, Wake and Apply that writes, until ctx ends.
+// Watch calls wake at once and at each Change, Wake and Apply that writes, until ctx ends.
 func (f *Fake) Watch(ctx context.Context, wake func(reason string)) error {
 	f.mu.Lock()
 	if f.wakes == nil {
@@ -95,6 +95,7 @@ func (f *Fake) Watch(ctx context.Context, wake func(reason string)) error {
 	}
 	f.wakes[&wake] = true
 	f.mu.Unlock()
+	wake("watching")
 	<-ctx.Done()
 	f.mu.Lock()
 	delete(f.wakes, &wake)
