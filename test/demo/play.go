@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
@@ -102,7 +101,7 @@ func (d *demo) play(ctx context.Context) error {
 	}
 	for _, s := range steps {
 		err := d.step(s.name, func() (string, error) {
-			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+			ctx, cancel := context.WithTimeout(ctx, stepLimit)
 			defer cancel()
 			return s.do(ctx)
 		})
@@ -150,7 +149,7 @@ func (d *demo) responder(ctx context.Context) (detail string, err error) {
 		return "", err
 	}
 	// The guest needs seconds to boot: this sees all of its exchanges.
-	_, err = d.lab.HV.Start(capturePath, "tcpdump", "-l", "-n", "-tt", "-v", "-i", lab.DefaultBridge(web1.name), "udp port 67 or icmp6")
+	_, err = d.lab.HV.Start(capturePath, "tcpdump", "-l", "-n", "-tt", "-v", "--immediate-mode", "-i", lab.DefaultBridge(web1.name), "udp port 67 or icmp6")
 	return detail, err
 }
 

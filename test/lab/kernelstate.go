@@ -36,6 +36,7 @@ var (
 		{regexp.MustCompile(`\bcounter packets \d+ bytes \d+`), "counter"},
 		{regexp.MustCompile(`\bvnet\d+\b`), "vnet"}, // taps
 		{regexp.MustCompile(` dynamic\b| expires \d+sec|valid_lft \w+ preferred_lft \w+`), ""},
+		{regexp.MustCompile(`(?m)^anycast .*\n`), ""}, // come with forwarding, which stays on
 		{regexp.MustCompile(`(?m) +$`), ""},
 	}
 	nftElements = regexp.MustCompile(`(?s)elements = \{ (.*?) \}`)
