@@ -49,7 +49,9 @@ func run(args []string, stderr io.Writer) int {
 	// a few hundred KiB, not to the 4 MiB of the default.
 	debug.SetGCPercent(25)
 	log := logrus.New()
-	log.SetOutput(stderr)
+	// Bare of its type, or the first line would ask the kernel whether it is a
+	// terminal, which the system call filter does not allow.
+	log.SetOutput(struct{ io.Writer }{stderr})
 	limits := responder.DefaultLimits()
 	if *unlimited {
 		limits = responder.Limits{}

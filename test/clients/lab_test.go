@@ -1,0 +1,426 @@
+// Package clients runs real DHCP clients in a guest's namespaces against the
+// real responder on a real bridge. It takes root and the clients' packages.
+package clients
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/responder"
+)
+
+const (
+	guestMAC = "52:54:00:00:00:01"
+	gateway  = "172.16.0.1"
+	first    = "192.168.1.26"
+	second   = "192.168.1.27"
+	first6   = "2001:db8:1::42"
+
+	// patience is how long a client may take for one step. The slowest waits
+	// for its timers and probes its address for seconds.
+	patience = 90 * time.Second
+)
+
+// binary is the responder, built by TestMain.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(build(m)) }
+
+func build(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "clients")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "slash32-responder")
+	cmd := exec.Command("go", "build", "-o", binary, "github.com/slash32/slash32/cmd/slash32-responder")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the responder: %v: %s\n", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// need fails the test when a program is missing and names its package.
+func need(t *testing.T, program, pkg string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Fatalf("%s is not installed. Fix: apt-get install %s", program, pkg)
+	}
+}
+
+// until waits for what to return nil.
+func until(t *testing.T, what func() error) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := what()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("after %v: %v", patience, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// space is a set of namespaces. Its first process dies with the test, and with
+// it the kernel ends all others in there and removes the interfaces.
+type space struct {
+	t   *testing.T
+	pid int
+}
+
+func newSpace(t *testing.T) *space {
+	t.Helper()
+	cmd := exec.Command("sleep", "infinity")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("make namespaces: %v. Fix: run the tests as root", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return &space{t: t, pid: cmd.Process.Pid}
+}
+
+func (s *space) command(words ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"-t", strconv.Itoa(s.pid), "-n", "-m", "-p", "-u", "--"}, words...)...)
+}
+
+// sh runs a script and returns what it printed.
+func (s *space) sh(script string) (string, error) {
+	out, err := s.command("sh", "-e", "-c", script).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	return string(out), nil
+}
+
+func (s *space) must(script string) string {
+	s.t.Helper()
+	out, err := s.sh(script)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
+// process is a program that runs in a space.
+type process struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	pid    int // of the program, as the test sees it
+	name   string
+	output *safeBuffer
+	ended  chan struct{}
+}
+
+// safeBuffer is written by the program and read by the test.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// start starts a program. What it said is logged when the test has failed.
+func (s *space) start(words ...string) *process {
+	s.t.Helper()
+	cmd := s.command(words...)
+	p := &process{t: s.t, cmd: cmd, name: words[0], output: &safeBuffer{}, ended: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = p.output, p.output
+	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	go func() {
+		_ = cmd.Wait()
+		close(p.ended)
+	}()
+	s.t.Cleanup(func() {
+		p.kill(syscall.SIGKILL)
+		if s.t.Failed() {
+			s.t.Logf("%s said:\n%s", p.name, p.output)
+		}
+	})
+	// nsenter forks to enter the PID namespace.
+	until(s.t, func() error {
+		select {
+		case <-p.ended:
+			return nil
+		default:
+		}
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		p.pid, err = strconv.Atoi(strings.TrimSpace(string(children)))
+		return err
+	})
+	return p
+}
+
+func (p *process) signal(sig syscall.Signal) {
+	p.t.Helper()
+	if err := syscall.Kill(p.pid, sig); err != nil {
+		p.t.Fatalf("signal %s: %v", p.name, err)
+	}
+}
+
+// kill ends the program and waits until it has.
+func (p *process) kill(sig syscall.Signal) {
+	select {
+	case <-p.ended:
+		return
+	default:
+	}
+	_ = syscall.Kill(p.pid, sig)
+	<-p.ended
+}
+
+// lab is one VM: a host's side with a bridge, its responder, and a guest.
+type lab struct {
+	t           *testing.T
+	host, guest *space
+	dir         string
+	binding     responder.Binding
+	responder   *process
+}
+
+func newLab(t *testing.T, change func(*responder.NIC)) *lab {
+	t.Helper()
+	need(t, "ip", "iproute2")
+	need(t, "nft", "nftables")
+	need(t, "nsenter", "util-linux")
+	l := &lab{t: t, host: newSpace(t), guest: newSpace(t), dir: t.TempDir()}
+	if err := os.Chmod(l.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// From outside the PID namespaces: the kernel looks the guest up by its number.
+	cable := exec.Command("nsenter", "-t", strconv.Itoa(l.host.pid), "-n", "--",
+		"ip", "link", "add", "port", "type", "veth", "peer", "name", "eth0", "address", guestMAC, "netns", strconv.Itoa(l.guest.pid))
+	if out, err := cable.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v: %s", cable, err, out)
+	}
+	// As the hook and the agent make it, without a VM.
+	l.host.must(`
+		ip link set lo up
+		ip link add br0 address ` + marks.GatewayMAC + ` type bridge mcast_snooping 0 stp_state 0 forward_delay 0
+		ip link set br0 addrgenmode none
+		cd /proc/sys/net
+		echo 0 > ipv6/conf/br0/accept_ra
+		echo 1 > ipv4/conf/br0/rp_filter
+		echo 8 > ipv4/conf/br0/arp_ignore
+		nft -f - <<-END
+			table inet slash32 {
+				chain input {
+					type filter hook input priority 0
+					iifname br0 udp dport { 67, 547 } drop
+					iifname br0 icmpv6 type { nd-router-solicit, nd-neighbor-solicit } drop
+				}
+			}
+		END
+		ip link set br0 up
+		ip addr add ` + gateway + `/32 dev br0
+		ip addr add fe80::1/64 dev br0 nodad
+		ip link set port master br0 addrgenmode none
+		ip link set port up
+		for a in ` + first + ` ` + second + `; do
+			ip neigh add $a lladdr ` + guestMAC + ` dev br0 nud permanent
+			ip route add $a dev br0 proto 32
+		done
+		ip neigh add ` + first6 + ` lladdr ` + guestMAC + ` dev br0 nud permanent
+		ip route add ` + first6 + ` dev br0 proto 32
+	`)
+	// Files that clients write are the guest's own.
+	l.guest.must(`
+		mount --make-rprivate /
+		mount -t proc proc /proc
+		mount -t tmpfs tmpfs /run
+		mount -t tmpfs tmpfs /var/lib
+		mkdir -p /run/lock /var/lib/dhcp /var/lib/dhcpcd
+		touch /run/resolv.conf
+		mount --bind /run/resolv.conf /etc/resolv.conf
+		ip link set lo up
+	`)
+	l.binding = responder.Binding{Version: responder.BindingVersion, UUID: "00000000-0000-4000-8000-000000000001", Name: "web1", NICs: []responder.NIC{{
+		Bridge: "br0", GuestMAC: mac.MustParse(guestMAC), GatewayMAC: mac.MustParse(marks.GatewayMAC), MTU: 1500,
+		Hostname: "web1", Domain: "example.org",
+		V4: responder.V4{
+			Addr: netip.MustParseAddr(first), Gateway: netip.MustParseAddr(gateway),
+			DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9")}, Lease: 3600, T1: 1800, T2: 3150,
+		},
+		V6: responder.V6{
+			Gateway: marks.DefaultGateway6, Addrs: []netip.Addr{netip.MustParseAddr(first6)},
+			DNS: []netip.Addr{netip.MustParseAddr("2620:fe::fe")}, Preferred: 3600, Valid: 7200, RouterLifetime: 1800,
+		},
+	}}}
+	if change != nil {
+		change(&l.binding.NICs[0])
+	}
+	l.write()
+	l.serve()
+	l.guest.must("ip link set eth0 up")
+	return l
+}
+
+func (l *lab) write() {
+	l.t.Helper()
+	text, err := json.Marshal(l.binding)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	aside := filepath.Join(l.dir, "new")
+	if err := os.WriteFile(aside, text, 0o644); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := os.Rename(aside, filepath.Join(l.dir, "binding.json")); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) socket() string { return filepath.Join(l.dir, "responder.sock") }
+
+// serve starts the responder and waits until it answers.
+func (l *lab) serve(flags ...string) {
+	l.t.Helper()
+	l.responder = l.host.start(append(append([]string{binary, "-user", "nobody"}, flags...), l.dir)...)
+	until(l.t, func() error {
+		_, err := control.QueryResponder(l.t.Context(), l.socket())
+		return err
+	})
+}
+
+// change gives the responder another binding.
+func (l *lab) change(f func(*responder.NIC)) {
+	l.t.Helper()
+	f(&l.binding.NICs[0])
+	l.write()
+	if _, err := control.ReloadResponder(l.t.Context(), l.socket()); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// count is how often the responder came to a verdict.
+func (l *lab) count(verdict string) uint64 {
+	l.t.Helper()
+	r, err := control.QueryResponder(l.t.Context(), l.socket())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return r.NICs[0].Verdicts[verdict]
+}
+
+// sees waits until the responder has come to a verdict once more than n times.
+func (l *lab) sees(verdict string, n uint64) {
+	l.t.Helper()
+	until(l.t, func() error {
+		r, err := control.QueryResponder(l.t.Context(), l.socket())
+		if err != nil {
+			return err
+		}
+		if r.NICs[0].Verdicts[verdict] <= n {
+			return fmt.Errorf("%s: %d times, want more than %d; all: %v", verdict, r.NICs[0].Verdicts[verdict], n, r.NICs[0].Verdicts)
+		}
+		return nil
+	})
+}
+
+// has waits until what a command prints in the guest has all the lines; spaces
+// at their ends do not count, and "..." at the end stands for anything.
+func (l *lab) has(command string, lines ...string) {
+	l.t.Helper()
+	until(l.t, func() error {
+		out, err := l.guest.sh(command)
+		if err != nil {
+			return err
+		}
+		for _, want := range lines {
+			if !hasLine(out, want) {
+				return fmt.Errorf("%s has no line %q:\n%s", command, want, out)
+			}
+		}
+		return nil
+	})
+}
+
+func hasLine(text, want string) bool {
+	start, open := strings.CutSuffix(want, "...")
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == want || open && strings.HasPrefix(line, start) {
+			return true
+		}
+	}
+	return false
+}
+
+// lacks waits until a command prints nothing in the guest that contains word.
+func (l *lab) lacks(command, word string) {
+	l.t.Helper()
+	until(l.t, func() error {
+		out, err := l.guest.sh(command)
+		if err == nil && strings.Contains(out, word) {
+			err = fmt.Errorf("%s still has %q:\n%s", command, word, out)
+		}
+		return err
+	})
+}
+
+// deaf makes unicast to the gateway fail in the guest, so that it has to rebind.
+func (l *lab) deaf() { l.guest.must("ip rule add pref 1 to " + gateway + " prohibit") }
+func (l *lab) hear() { l.guest.must("ip rule del pref 1") }
+
+// reaches checks that the guest gets to the gateway, which takes ARP, and that
+// duplicate detection found nobody.
+func (l *lab) reaches() {
+	l.t.Helper()
+	l.guest.must("busybox ping -c 1 -W 5 " + gateway)
+	if n := l.count("arp_reply"); n == 0 {
+		l.t.Error("the gateway was reached without ARP")
+	}
+	if n := l.count("dhcp4_decline"); n != 0 {
+		l.t.Errorf("the client declined %d times", n)
+	}
+}
+
+func address(s string) func(*responder.NIC) {
+	return func(n *responder.NIC) { n.V4.Addr = netip.MustParseAddr(s) }
+}
