@@ -215,10 +215,10 @@ func (b *bed) start(ctx context.Context, s server, i int, realtime bool, cgroup 
 	if realtime {
 		argv = append(argv, "taskset", "-c", "0", "chrt", "-f", "10")
 	}
-	if cgroup != "" {
-		argv = append(argv, "sh", "-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(cgroup, "cgroup.procs"))
-	}
 	argv = append(argv, s.argv(b, i)...)
+	if cgroup != "" { // from outside: ip netns exec mounts another /sys
+		argv = append([]string{"sh", "-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(cgroup, "cgroup.procs")}, argv...)
+	}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = environment()
 	if err := cmd.Start(); err != nil {

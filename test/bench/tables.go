@@ -131,9 +131,14 @@ func responderTables(ctx context.Context, o options, w io.Writer) error {
 	}
 	k := newBook("The responder (medians; latencies in µs at realtime priority, server and guest on a core each)")
 	servers := []server{cServer, ours, dnsmasq, isc}
-	for _, part := range []func(context.Context, *bed, options, *book, []server) error{latency, starts, memory, traffic, rtnl, kill} {
-		if err := part(ctx, b, o, k, servers); err != nil {
-			return err
+	for _, part := range []struct {
+		name string
+		run  func(context.Context, *bed, options, *book, []server) error
+	}{
+		{"latency", latency}, {"starts", starts}, {"memory", memory}, {"traffic", traffic}, {"RTNL", rtnl}, {"kill", kill},
+	} {
+		if err := part.run(ctx, b, o, k, servers); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
 	k.print(w, []string{"C", "slash32", "dnsmasq", "ISC dhcpd"}, []goal{
