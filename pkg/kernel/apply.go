@@ -38,17 +38,30 @@ func (k *Kernel) Apply(ctx context.Context, changes []state.Change) (writes int,
 		apply(ctx, changes[:n])
 		changes = changes[n:]
 	}
+	if a.more > 0 {
+		a.errs = append(a.errs, fmt.Errorf("%d more changes failed", a.more))
+	}
 	return a.writes, errors.Join(a.errs...)
 }
+
+// maxErrors bounds how many errors one Apply tells apart.
+const maxErrors = 20
 
 type applier struct {
 	k      *Kernel
 	index  map[string]int // interfaces, by name
 	writes int
 	errs   []error
+	more   int // errors beyond maxErrors
 }
 
-func (a *applier) failed(err error) { a.errs = append(a.errs, err) }
+func (a *applier) failed(err error) {
+	if len(a.errs) == maxErrors {
+		a.more++
+		return
+	}
+	a.errs = append(a.errs, err)
+}
 
 func (a *applier) failedAt(c state.Change, err error) { a.failed(fmt.Errorf("%s: %w", c, err)) }
 
@@ -418,7 +431,7 @@ func (a *applier) elems(ctx context.Context, changes []state.Change) {
 		a.writes += len(changes)
 		return
 	}
-	for _, c := range changes {
+	for i, c := range changes {
 		if len(changes) > 1 {
 			err = a.k.nft.transaction(ctx, elemMessages([]state.Change{c}))
 		}
@@ -430,11 +443,16 @@ func (a *applier) elems(ctx context.Context, changes []state.Change) {
 				verb = state.Replace
 			}
 			err = a.k.nft.transaction(ctx, elemMessages([]state.Change{{Verb: verb, Elem: c.Elem}}))
+			missing = errors.Is(err, unix.ENOENT)
 		}
 		switch {
 		case err == nil:
 			a.writes++
 		case c.Verb == state.Delete && missing:
+		case missing: // the set itself: somebody took the table
+			a.failedAt(c, err)
+			a.more += len(changes) - i - 1
+			return
 		default:
 			a.failedAt(c, err)
 		}
@@ -483,8 +501,15 @@ func (a *applier) flush(_ context.Context, changes []state.Change) {
 		families[netlink.InetFamily(family(*c.Flow))] = true
 	}
 	for f := range families {
-		n, err := a.k.conntrack.ConntrackDeleteFilters(netlink.ConntrackTable, f, match)
-		a.writes += int(n)
+		var err error
+		for range dumpTries {
+			var n uint
+			n, err = a.k.conntrack.ConntrackDeleteFilters(netlink.ConntrackTable, f, match)
+			a.writes += int(n)
+			if !errors.Is(err, netlink.ErrDumpInterrupted) {
+				break
+			}
+		}
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			a.failed(fmt.Errorf("flush connections of %d addresses: %w", len(match), err))
 		}

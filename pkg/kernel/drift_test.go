@@ -105,6 +105,7 @@ func TestForeign(t *testing.T) {
 	k := open(t)
 	for _, line := range []string{
 		"ip link add br0 type bridge",
+		"ip link set br0 addrgenmode none",
 		"ip link set br0 up",
 		"ip addr add 192.168.7.1/24 dev br0",
 		"ip neigh add 192.168.7.2 lladdr 02:00:00:00:00:01 dev br0 nud permanent",
@@ -350,5 +351,49 @@ func TestFacts(t *testing.T) {
 	}
 	if f, err = k.Facts(ctx); err != nil || f.MTU["s32-vm0"] != 0 {
 		t.Errorf("facts %+v, %v", f, err)
+	}
+}
+
+// TestErrors: a change that cannot be made says so once, and those after it are
+// made.
+func TestErrors(t *testing.T) {
+	inNamespace(t)
+	uplink(t)
+	k := open(t)
+	ctx := context.Background()
+	want := build(t, k, vms(40))
+	var changes []state.Change
+	for e := range want.Elems {
+		changes = append(changes, state.Change{Verb: state.Add, Elem: &e})
+	}
+	n := len(changes)
+	for a := range want.Addrs {
+		changes = append(changes, state.Change{Verb: state.Add, Addr: &a})
+	}
+	changes = append(changes,
+		state.Change{Verb: state.Add, Sysctl: &state.Sysctl{Path: "net/ipv4/conf/../../../kernel/hostname", Value: "x"}},
+		state.Change{Verb: state.Add, Sysctl: &state.Sysctl{Path: "kernel/hostname", Value: "x"}},
+		state.Change{Verb: state.Add, Sysctl: &state.Sysctl{Path: "net/ipv4/ip_forward", Value: "1"}},
+	)
+	writes, err := k.Apply(ctx, changes)
+	if writes != 1 || err == nil {
+		t.Fatalf("%d writes, %v", writes, err)
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) > 25 || !strings.Contains(lines[0], "element") || !strings.Contains(lines[len(lines)-1], "more changes failed") {
+		t.Errorf("%d changes of the table and others: %d lines of errors:\n%v", n, len(lines), err)
+	}
+	if run(t, "sysctl -n net.ipv4.ip_forward") != "1\n" {
+		t.Error("the last change was not made")
+	}
+	converge(t, k, want)
+
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := k.Read(ended, state.Scope{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Read after the end: %v", err)
+	}
+	if n, err := k.Apply(ended, state.Diff(want, state.New())); n > 0 || !errors.Is(err, context.Canceled) {
+		t.Errorf("Apply after the end: %d writes, %v", n, err)
 	}
 }

@@ -127,18 +127,10 @@ func uplink(t testing.TB) {
 	}
 }
 
-func scopeOf(s state.State) state.Scope {
-	var scope state.Scope
-	for p := range s.Sysctls {
-		scope.Sysctls = append(scope.Sysctls, p)
-	}
-	return scope
-}
-
 // read reads all and leaves out the settings that nobody planned.
 func read(t testing.TB, k *kernel.Kernel, want state.State) state.State {
 	t.Helper()
-	have, err := k.Read(context.Background(), scopeOf(want))
+	have, err := k.Read(context.Background(), state.Scope{Sysctls: want.HostSysctls()})
 	if err != nil {
 		t.Fatal(err)
 	}

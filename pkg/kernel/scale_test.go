@@ -35,7 +35,7 @@ func BenchmarkThousand(b *testing.B) {
 	if _, err := k.Apply(ctx, state.Diff(have, want)); err != nil {
 		b.Fatal(err)
 	}
-	scope := scopeOf(want)
+	scope := state.Scope{Sysctls: want.HostSysctls()}
 	have = read(b, k, want)
 	bench := func(name string, f func() error) {
 		b.Run(name, func(b *testing.B) {

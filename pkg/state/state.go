@@ -72,6 +72,19 @@ func SysctlLink(path string) string {
 	return ""
 }
 
+// HostSysctls lists, sorted, the paths of the settings that are not of one of
+// the state's own links: those that a read must be told to read.
+func (s State) HostSysctls() []string {
+	var paths []string
+	for p := range s.Sysctls {
+		if _, own := s.Links[SysctlLink(p)]; !own {
+			paths = append(paths, p)
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
+
 // Only returns what belongs to the named links: no rules, no skeleton, no
 // setting of the whole host. So the difference to an empty state removes these
 // links and touches nothing that others use.

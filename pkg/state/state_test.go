@@ -268,6 +268,17 @@ func TestCloneSharesNothing(t *testing.T) {
 	}
 }
 
+func TestHostSysctls(t *testing.T) {
+	s := one()
+	for _, p := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"} {
+		s.Sysctls[p] = "1"
+	}
+	want := []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"}
+	if diff := cmp.Diff(want, s.HostSysctls()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestAlias(t *testing.T) {
 	l := one().Links["br1"]
 	uuid, m, ok := state.ParseAlias(l.Alias())

@@ -33,7 +33,7 @@ type Link struct {
 	MTU   uint16
 	Up    bool
 	// Deviates names the bridge options that are not as ours always are
-	// ("stp", "mcast_snooping"), sorted, joined by ",": "" when all are. It is
+	// ("group", "mcast_snooping", "stp"), sorted, joined by ",": "" when all are. It is
 	// never planned.
 	Deviates string
 	// Ports are the names of the interfaces in the bridge, sorted, joined by
@@ -104,7 +104,7 @@ type Scope struct {
 	// Such a read has no rules; it has the skeleton, which is the host's.
 	Links []string
 	// Sysctls are paths below /proc/sys to read beside those of the bridges,
-	// which are always read.
+	// which are always read: (State).HostSysctls of what is wanted.
 	Sysctls []string
 	// Prepared leaves out what plan.Prepare leaves out: neighbours, routes, rules
 	// and elements. With Links, the time it takes does not grow with the number

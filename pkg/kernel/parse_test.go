@@ -1,0 +1,106 @@
+package kernel
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+func TestResolvers(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		texts []string
+		want  []string
+	}{
+		{name: "none"},
+		{name: "plain", texts: []string{"# c\nsearch example.org\nnameserver 192.0.2.53\nnameserver\t2001:db8::53 \noptions edns0\n"}, want: []string{"192.0.2.53", "2001:db8::53"}},
+		{name: "stub", texts: []string{"nameserver 127.0.0.53\n", "nameserver 9.9.9.9\n"}, want: []string{"9.9.9.9"}},
+		{name: "stub and a real one", texts: []string{"nameserver ::1\nnameserver 9.9.9.9", "nameserver 8.8.8.8"}, want: []string{"9.9.9.9"}},
+		{name: "useless", texts: []string{"nameserver fe80::1%eth0\nnameserver 0.0.0.0\nnameserver x\nnameserver\n#nameserver 1.1.1.1\n"}},
+		{name: "twice", texts: []string{"nameserver 9.9.9.9\nnameserver ::ffff:9.9.9.9\n"}, want: []string{"9.9.9.9"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			for _, a := range resolvers(tt.texts...) {
+				got = append(got, a.String())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestElemKey: what is written is what is read.
+func TestElemKey(t *testing.T) {
+	for _, e := range []state.Elem{
+		{Set: state.SetGuard4, Link: "s32-web1", Addr: netip.MustParsePrefix("192.0.2.1/32")},
+		{Set: state.SetMasq6, Link: "fifteen-chars-x", Addr: netip.MustParsePrefix("fd00::1/128")},
+		{Set: state.SetGuardMAC, Link: "b", MAC: [6]byte{2, 3, 4, 5, 6, 7}},
+		{Set: state.SetSpoof4, Link: "b"},
+		{Set: state.SetMark, Link: "b"},
+	} {
+		got := state.Elem{Set: e.Set}
+		if !parseKey(&got, elemKey(e)) || got != e {
+			t.Errorf("%v is read as %v", e, got)
+		}
+	}
+}
+
+// FuzzParse: whatever a netlink message holds, reading it does not panic.
+func FuzzParse(f *testing.F) {
+	l := state.Link{Name: "s32-web1", UUID: "u", MTU: 1500, Up: true}
+	for _, m := range createLink(l) {
+		m.seal(1)
+		f.Add([]byte(m))
+	}
+	var a applier
+	a.index = map[string]int{"b": 3}
+	r, err := a.route(state.Add, state.Route{Dst: netip.MustParsePrefix("192.0.2.1/32"), Table: 254, Link: "b"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	n, err := a.neigh(state.Add, state.Neigh{NeighKey: state.NeighKey{Link: "b", IP: netip.MustParseAddr("fd00::1")}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	d, err := a.addr(state.Add, state.Addr{Link: "b", Prefix: netip.MustParsePrefix("fe80::1/64")})
+	if err != nil {
+		f.Fatal(err)
+	}
+	rule := ruleRequest(state.Add, state.Rule{Family: unix.AF_INET, Priority: marks.RulePriorityMarked, Mark: 1 << marks.FwmarkShift, Table: 100})
+	elems := elemsMessage(unix.NFT_MSG_NEWSETELEM, []state.Elem{{Set: state.SetMark, Link: "b", Mark: 5}})
+	for _, m := range []message{r, n, d, rule, elems} {
+		m.seal(1)
+		f.Add([]byte(m))
+	}
+	rd := reader{links: map[int]link{3: {name: "b"}}}
+	w := watcher{ours: func(int) bool { return true }}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		messages(b, func(typ, flags uint16, _ uint32, data []byte) {
+			_ = answerError(typ, flags, data)
+			_ = w.routeReason(typ, data)
+			_ = nftReason(typ, data)
+			l := parseLink(data)
+			l.settings(func(string, string) {})
+			_ = l.state(nil)
+			_, _ = rd.addr(data)
+			_, _ = parseNeigh(data)
+			if x, ok := parseRoute(data); ok {
+				_ = firstHop(data)
+				_ = x.state(func(int) string { return "b" }).String()
+			}
+			_, _ = parseRule(data)
+			_, _ = names(data)
+			_ = hashed(data, unix.NFTA_RULE_EXPRESSIONS)
+			for _, s := range sets() {
+				_, _, _ = parseElem(s.name, data)
+			}
+		})
+	})
+}
