@@ -92,7 +92,7 @@ func (d *demo) play(ctx context.Context) error {
 			err := lab.Wait(ctx, func() error {
 				after, err := d.everything(ctx)
 				if err == nil && after != before {
-					err = fmt.Errorf("left behind (-before +after):\n%s", cmp.Diff(before, after))
+					err = fmt.Errorf("left behind (-before +after):\n%s", cmp.Diff(strings.Split(before, "\n"), strings.Split(after, "\n")))
 				}
 				return err
 			})

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/test/lab"
 )
 
@@ -28,11 +29,21 @@ func TestFailedStart(t *testing.T) {
 			const hook = "/etc/libvirt/hooks/qemu.d/zz-fail"
 			must(t, world.HV.WriteFile(hook, "#!/bin/sh\n[ $2 != "+stage+" ]\n", 0o755))
 			cleanup(t, func(ctx context.Context) { hv(ctx, t, "rm", hook) })
-			before := mustEverything(ctx, t)
+			kernel, before := state(ctx, t), mustEverything(ctx, t)
 			d := lab.Domain{Name: "failing", Cheap: true, Metadata: lab.Annotation(`ipv4="198.51.100.51"`)}
 			removeAfter(t, d.Name)
 			if err := world.Run(ctx, d); err == nil {
 				t.Fatal("it started")
+			}
+			if now := state(ctx, t); now != kernel {
+				t.Error(errDiff(kernel, now))
+			}
+			// What hides the start from an old list of the agent's goes with its next
+			// look, and without an event that is some time away.
+			reply, err := control.Call(ctx, world.HV.Path("/run/slash32/slash32d.sock"), control.Request{Op: "sync"})
+			must(t, err)
+			if reply.Error != "" {
+				t.Error(reply.Error)
 			}
 			back(ctx, t, "nothing is left", before)
 		})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -223,5 +224,5 @@ func back(ctx context.Context, t *testing.T, what, before string) {
 }
 
 func errDiff(before, now string) error {
-	return fmt.Errorf("not as before (-before +now):\n%s", cmp.Diff(before, now))
+	return fmt.Errorf("not as before (-before +now):\n%s", cmp.Diff(strings.Split(before, "\n"), strings.Split(now, "\n")))
 }

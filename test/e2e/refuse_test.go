@@ -105,7 +105,7 @@ func TestRefused(t *testing.T) {
 			}
 			t.Log(err)
 			// libvirt's own text comes first, then what the hook printed.
-			_, ours, found := strings.Cut(err.Error(), "exit status 1: ")
+			_, ours, found := strings.Cut(err.Error(), "unexpected exit status 1: ")
 			if !found {
 				t.Fatal("libvirt shows nothing of the hook's")
 			}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/test/lab"
 )
 
@@ -38,8 +39,9 @@ func TestSpoof(t *testing.T) {
 			"; ip address del " + mail4 + "/32 dev eth0", func(s control.Spoofed) uint64 { return s.IPv4 }},
 		{"IPv6 source", "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip address add " + forged6 + "/128 dev eth0; ping -6 -c 3 -W 1 -I " + forged6 + " " + lab.Internet6 +
 			"; ip address del " + forged6 + "/128 dev eth0", func(s control.Spoofed) uint64 { return s.IPv6 }},
-		{"MAC", "mac=$(cat /sys/class/net/eth0/address); ip link set eth0 address 52:54:00:66:66:66; ping -c 3 -W 1 " + lab.Internet4 +
-			"; ip link set eth0 address $mac", func(s control.Spoofed) uint64 { return s.MAC }},
+		// The responder does not answer another MAC's ARP request for the gateway.
+		{"MAC", "mac=$(cat /sys/class/net/eth0/address); ip link set eth0 address 52:54:00:66:66:66; arp -s 169.254.0.1 " + marks.GatewayMAC +
+			"; ping -c 3 -W 1 " + lab.Internet4 + "; ip link set eth0 address $mac", func(s control.Spoofed) uint64 { return s.MAC }},
 	} {
 		spoofed := func() uint64 {
 			vm, err := world.Show(ctx, "spoofer")

@@ -40,7 +40,7 @@ var (
 		{regexp.MustCompile(`(?m) +$`), ""},
 	}
 	nftElements = regexp.MustCompile(`(?s)elements = \{ (.*?) \}`)
-	neighbours  = regexp.MustCompile(`(?s)# ip neighbour[^\n]*\n(.*?)\n#`)
+	unordered   = regexp.MustCompile(`(?s)# ip (?:neighbour|-d -[46] route)[^\n]*\n(.*?)\n#`)
 )
 
 // KernelState is the node's links, addresses, routes, rules, permanent
@@ -54,9 +54,9 @@ func (n *Node) KernelState(ctx context.Context) (string, error) {
 	for _, v := range volatile {
 		s = v.pattern.ReplaceAllString(s, v.with)
 	}
-	// The kernel lists what it keeps in hashes in any order.
+	// The kernel lists these in the order of hashes, or of making.
 	s = sortWithin(s, nftElements, ",")
-	s = sortWithin(s, neighbours, "\n")
+	s = sortWithin(s, unordered, "\n")
 	return strings.TrimSpace(s) + "\n", nil
 }
 

@@ -144,15 +144,19 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // Wait looks every 20 ms until check returns nil. When ctx ends first, the
-// error is check's last one.
+// error is check's last one from before that.
 func Wait(ctx context.Context, check func() error) error {
+	var last error
 	for {
 		err := check()
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
 		if pause(ctx, 20*time.Millisecond) != nil {
-			return fmt.Errorf("still not after the time given: %w", err)
+			return fmt.Errorf("still not after the time given: %w", last)
 		}
 	}
 }
