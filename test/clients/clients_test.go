@@ -153,21 +153,25 @@ func TestDhcpcd(t *testing.T) {
 	l.has(route6, "default via fe80::1 dev eth0 proto ra...")
 	l.reaches()
 
-	l.guest.must("dhcpcd -N eth0")
+	c.signal(syscall.SIGUSR1) // what "dhcpcd -N" sends
 	l.sees("dhcp4_ack_renew", 0)
 	l.sees("dhcp6_renew", 0)
-	l.guest.must("dhcpcd -n eth0")
-	l.sees("dhcp4_ack_reboot", 0)
 
-	c.kill(syscall.SIGKILL)
+	l.crash() // as at a reboot: the lease is still in its file
+	l.guest.must("ip address flush dev eth0 scope global")
+	c = l.dhcpcd()
+	l.sees("dhcp4_ack_reboot", 0)
+	l.has(show4, "inet "+first+"/32...")
+
+	l.crash()
 	l.guest.must("ip address flush dev eth0 scope global")
 	l.change(address(second))
-	l.dhcpcd()
+	c = l.dhcpcd()
 	l.sees("dhcp4_nak", 0)
 	l.has(show4, "inet "+second+"/32...")
 	l.has(route4, "default via "+gateway+" dev eth0 proto dhcp src "+second+"...")
 
-	l.guest.must("dhcpcd -k eth0")
+	c.signal(syscall.SIGALRM) // what "dhcpcd -k" sends
 	l.sees("dhcp4_release", 0)
 	l.sees("dhcp6_release", 0)
 }

@@ -5,6 +5,7 @@ package clients
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -41,6 +42,12 @@ var binary string
 func TestMain(m *testing.M) { os.Exit(build(m)) }
 
 func build(m *testing.M) int {
+	// The clients wait for their timers, they don't compute.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "clients")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -276,8 +283,10 @@ func newLab(t *testing.T, change func(*responder.NIC)) *lab {
 		mount -t tmpfs tmpfs /run
 		mount -t tmpfs tmpfs /var/lib
 		mkdir -p /run/lock /var/lib/dhcp /var/lib/dhcpcd
-		touch /run/resolv.conf
-		mount --bind /run/resolv.conf /etc/resolv.conf
+		cp -a /etc /run/etc
+		mount --bind /run/etc /etc
+		rm -f /etc/resolv.conf
+		touch /etc/resolv.conf
 		ip link set lo up
 	`)
 	l.binding = responder.Binding{Version: responder.BindingVersion, UUID: "00000000-0000-4000-8000-000000000001", Name: "web1", NICs: []responder.NIC{{
@@ -404,9 +413,16 @@ func (l *lab) lacks(command, word string) {
 	})
 }
 
-// deaf makes unicast to the gateway fail in the guest, so that it has to rebind.
-func (l *lab) deaf() { l.guest.must("ip rule add pref 1 to " + gateway + " prohibit") }
-func (l *lab) hear() { l.guest.must("ip rule del pref 1") }
+// crash ends all that runs in the guest, with the helpers that a client has. The
+// guest's PID namespace bounds it; its first process is spared by the kernel.
+func (l *lab) crash() { l.guest.must("kill -9 -1") }
+
+// deaf loses what the guest sends to the gateway by unicast, so that it has to
+// rebind; hear ends that. Packet sockets, by which clients broadcast, go past it.
+func (l *lab) deaf() {
+	l.guest.must("nft 'table ip deaf { chain output { type filter hook output priority 0; ip daddr " + gateway + " udp dport 67 drop; }; }'")
+}
+func (l *lab) hear() { l.guest.must("nft delete table ip deaf") }
 
 // reaches checks that the guest gets to the gateway, which takes ARP, and that
 // duplicate detection found nobody.

@@ -160,6 +160,25 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	}
 }
 
+// Reloads leave garbage behind, which is collected under the system call filter.
+func TestReloadsWithoutEnd(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	for i := range 300 {
+		l.change(address([]string{first, second}[i%2]))
+	}
+	dirty, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", l.responder.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(dirty)) {
+		var kib int
+		if _, err := fmt.Sscanf(line, "Private_Dirty: %d kB", &kib); err == nil && kib > 4096 {
+			t.Errorf("%d KiB after 300 reloads, want no growth without end", kib)
+		}
+	}
+}
+
 // A bridge that is set down is sat out; one that is removed ends the process
 // with one line.
 func TestBridgeGoesAway(t *testing.T) {
