@@ -83,7 +83,7 @@ endif
 	for m in $(notdir $(MANPAGES)); do rm -f $(DESTDIR)$(MANDIR)/man$${m##*.}/$$m; done
 	for d in $(HOOKDIR) /etc/slash32/conf.d /etc/slash32/domains.d /etc/slash32 /var/lib/slash32 \
 		/etc/iproute2/rt_protos.d $(UNITDIR) $(dir $(UNITDIR)) $(PREFIX)/lib/sysusers.d $(PREFIX)/lib/tmpfiles.d \
-		$(addprefix $(MANDIR)/man,1 5 7 8) $(PREFIX)/libexec; do \
+		$(addprefix $(MANDIR)/man,1 5 7 8) $(dir $(DOCDIR)) $(PREFIX)/libexec; do \
 		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \
 	done
 ifeq ($(DESTDIR),)

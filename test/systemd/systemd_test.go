@@ -6,6 +6,8 @@ package systemd_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/test/lab"
 )
 
@@ -98,9 +101,9 @@ func TestInstalled(t *testing.T) {
 func (m *machine) files(t *testing.T) string {
 	t.Helper()
 	out := m.do(t, "sh", "-c", `
-		find /usr/local /etc /usr/lib/systemd /usr/lib/sysusers.d /usr/lib/tmpfiles.d -path /etc/libvirt -prune -o -print | grep -v '/\.updated$' | sort
-		find / -xdev \( -path /proc -o -path /sys -o -path /src -o -path /var/log/journal \) -prune -o -name '*slash32*' ! -name 'slash32-test*' -print | sort
-		grep -rlw slash32 /etc 2>/dev/null | sort
+		find /usr/local /etc /usr/lib/systemd /usr/lib/sysusers.d /usr/lib/tmpfiles.d -path /etc/libvirt -prune -o -print | grep -v -e '/\.updated$' -e '^/etc/.*-$' | sort
+		find /etc /usr /var /run -xdev -path /var/log/journal -prune -o -name '*slash32*' ! -name 'slash32-test*' -print | sort
+		grep -rlw slash32 /etc 2>/dev/null | grep -v -- '-$' | sort # not the backups of passwd(5)
 		ls -A /etc/libvirt/hooks 2>/dev/null
 		getent passwd slash32 || true`)
 	return out
@@ -177,12 +180,29 @@ func agent(t *testing.T, m *machine) {
 	if diff := cmp.Diff(wantStatus, m.status(t, pid, "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")); diff != "" {
 		t.Error(diff)
 	}
-	m.await(t, "the agent and libvirt", func() error {
-		out, err := m.exec(t.Context(), "slash32", "status")
-		if err == nil && strings.Contains(out, "not known") {
-			err = fmt.Errorf("degraded: %s", out)
+	m.awaitLibvirt(t)
+}
+
+// awaitLibvirt waits until the agent knows libvirt's list, and holds that its
+// first pass wrote nothing.
+func (m *machine) awaitLibvirt(t *testing.T) {
+	t.Helper()
+	m.await(t, "the agent knows libvirt's list", func() error {
+		out, err := m.command(t.Context(), "slash32", "status", "-j").Output()
+		if err != nil {
+			return err
 		}
-		return err
+		var s control.Status
+		if err := json.Unmarshal(out, &s); err != nil {
+			return err
+		}
+		if s.FirstPassWrites != 0 {
+			t.Errorf("the agent's first pass wrote %d times", s.FirstPassWrites)
+		}
+		if s.Degraded != "" {
+			return errors.New(s.Degraded)
+		}
+		return nil
 	})
 }
 
@@ -225,14 +245,13 @@ func responder(t *testing.T, m *machine) {
 	if !strings.Contains(cgroup, "/slash32.slice/"+unitOf(web)) || strings.Contains(cgroup, "libvirtd") {
 		t.Errorf("cgroup: %s", cgroup)
 	}
-	// Its file system is its program and its VM's directory.
-	seen := strings.Fields(m.do(t, "ls", "/proc/"+pid+"/root", "/proc/"+pid+"/root/run/slash32/vm", "/proc/"+pid+"/root/usr/local/libexec/slash32"))
-	for _, name := range []string{"home", "root", "var", "boot", "src"} {
-		for _, s := range seen {
-			if s == name {
-				t.Errorf("the responder sees /%s", name)
-			}
-		}
+	// Of what is private it sees its own VM's directory.
+	m.do(t, "mkdir", "/run/slash32/vm/of-another-vm")
+	seen := m.do(t, "sh", "-c", "cd /proc/"+pid+"/root && ls -A run/slash32/vm home root boot var etc/libvirt run/libvirt 2>&1 | grep -v '^ls:'")
+	m.do(t, "rmdir", "/run/slash32/vm/of-another-vm")
+	wantSeen := "boot:\n\netc/libvirt:\n\nhome:\n\nroot:\n\nrun/libvirt:\n\nrun/slash32/vm:\n" + lab.DefaultUUID(web.Name) + "\n\nvar:\n"
+	if diff := cmp.Diff(wantSeen, seen); diff != "" {
+		t.Errorf("what the responder sees:\n%s", diff)
 	}
 }
 
@@ -272,13 +291,7 @@ func restarts(t *testing.T, m *machine) {
 	})
 	m.do(t, "systemctl", "restart", "libvirtd")
 	m.do(t, "virsh", "-c", "qemu:///system", "domuuid", web.Name)
-	m.await(t, "the agent sees libvirt again", func() error {
-		out, err := m.exec(t.Context(), "slash32", "sync")
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
+	m.awaitLibvirt(t)
 	if err := stdin.Close(); err != nil {
 		t.Error(err)
 	}
