@@ -455,9 +455,11 @@ func TestReconnect(t *testing.T) {
 // The last VM that goes takes the table and the rules along, others do not.
 func TestLastOneSwitchesOff(t *testing.T) {
 	b := newBed(t)
-	second := dom{n: 2, annotation: `ipv4="203.0.113.43"`}
+	b.write("slash32.yaml", "networks:\n  policy:\n    table: 100\n")
+	second := dom{n: 2, annotation: `ipv4="203.0.113.43" network="policy"`}
 	b.must("prepare", web)
 	b.must("prepare", second)
+	b.sh("ip rule add pref 32000 lookup 100 suppress_prefixlength 0 protocol 32") // as the agent does
 	b.must("stopped", web)
 	b.must("release", web)
 	if out := b.sh("nft list tables"); !strings.Contains(out, "slash32") {
@@ -465,5 +467,8 @@ func TestLastOneSwitchesOff(t *testing.T) {
 	}
 	b.must("stopped", second)
 	b.must("release", second)
+	if out := b.sh("ip rule"); strings.Contains(out, "lookup 100") {
+		t.Errorf("the rule stays:\n%s", out)
+	}
 	b.wantEmpty("the last release")
 }

@@ -3,7 +3,6 @@ package hook
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -97,14 +96,13 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config) 
 // skeleton in place. A skeleton of another build that stands is left alone: the
 // agent, which knows all elements, replaces it.
 func (o *operation) makeLinks(ctx context.Context, vm intent.VM, want state.State) error {
-	have, err := o.kernel.Read(ctx, state.Scope{Links: bridgesOf(vm), Sysctls: slices.Sorted(maps.Keys(want.Sysctls))})
+	have, err := o.kernel.Read(ctx, state.Scope{Links: bridgesOf(vm), Sysctls: want.HostSysctls(), Prepared: true})
 	if err != nil {
 		return err
 	}
 	if have.Skeleton != "" {
 		want.Skeleton = have.Skeleton
 	}
-	want.Rules = have.Rules
 	_, err = o.kernel.Apply(ctx, state.Diff(have, want))
 	return err
 }

@@ -87,7 +87,7 @@ func (o *operation) remains(ctx context.Context, id uuid.UUID) (spool.Declaratio
 	if err := o.openKernel(); err != nil {
 		return d, nil, err
 	}
-	have, err := o.kernel.Read(ctx, state.Scope{Links: d.Bridges})
+	have, err := o.kernel.Read(ctx, state.Scope{Links: d.Bridges, Prepared: true})
 	if err != nil {
 		return d, nil, fmt.Errorf("read the kernel's state: %w", err)
 	}
@@ -117,13 +117,13 @@ func (o *operation) clear(ctx context.Context, bridges []string, links bool) err
 		return fmt.Errorf("read the kernel's state: %w", err)
 	}
 	want := state.New()
-	want.Rules, want.Skeleton, want.Sysctls = have.Rules, have.Skeleton, have.Sysctls
+	want.Skeleton, want.Sysctls = have.Skeleton, have.Sysctls
 	if !links {
 		want.Links, want.Addrs = have.Links, have.Addrs
-	} else if alone, err := o.alone(ctx, bridges); err != nil {
+	} else if all, alone, err := o.alone(ctx, bridges); err != nil {
 		return err
 	} else if alone {
-		want.Rules, want.Skeleton = nil, ""
+		have, want = all, state.New()
 	}
 	if _, err := o.kernel.Apply(ctx, state.Diff(have, want)); err != nil {
 		return fmt.Errorf("tear down %v: %w", bridges, err)
@@ -131,23 +131,21 @@ func (o *operation) clear(ctx context.Context, bridges []string, links bool) err
 	return nil
 }
 
-// alone tells whether no bridge of ours but these is there.
-func (o *operation) alone(ctx context.Context, bridges []string) (bool, error) {
+// alone tells whether no bridge of ours but these is there, and if so returns
+// all that is ours.
+func (o *operation) alone(ctx context.Context, bridges []string) (state.State, bool, error) {
 	ids, err := o.spool.VMs()
-	if err != nil {
-		return false, err
-	}
-	if len(ids) > 1 { // cheap, and enough on a host with many VMs
-		return false, nil
+	if err != nil || len(ids) > 1 { // cheap, and enough on a host with many VMs
+		return state.State{}, false, err
 	}
 	all, err := o.kernel.Read(ctx, state.Scope{})
 	if err != nil {
-		return false, fmt.Errorf("read the kernel's state: %w", err)
+		return all, false, fmt.Errorf("read the kernel's state: %w", err)
 	}
 	for name := range all.Links {
 		if !slices.Contains(bridges, name) {
-			return false, nil
+			return all, false, nil
 		}
 	}
-	return true, nil
+	return all, true, nil
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -62,7 +64,7 @@ func attach(t *testing.T, near string) *port {
 		t.Fatal(err)
 	}
 	p := &port{t: t}
-	if err := elsewhere(func() error {
+	if err := elsewhere(func() (err error) {
 		if err := netns.Set(space); err != nil {
 			return err
 		}
@@ -70,26 +72,30 @@ func attach(t *testing.T, near string) *port {
 		if out, err := exec.Command("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/"+near+"p/disable_ipv6; ip link set "+near+"p up").CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
-		ifi, err := net.InterfaceByName(near + "p")
-		if err != nil {
-			return err
-		}
-		all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
-		if p.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all)); err != nil {
-			return err
-		}
-		if err := unix.SetsockoptInt(p.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
-			return err
-		}
-		if err := unix.SetsockoptTimeval(p.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}); err != nil {
-			return err
-		}
-		return unix.Bind(p.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: ifi.Index})
+		p.fd, err = packetSocket(near + "p")
+		return err
 	}); err != nil {
 		t.Fatalf("open %s: %v", near, err)
 	}
 	t.Cleanup(func() { _ = unix.Close(p.fd) })
 	return p
+}
+
+// packetSocket sees every frame that comes in on the interface.
+func packetSocket(name string) (int, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return -1, err
+	}
+	all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all))
+	if err != nil {
+		return -1, err
+	}
+	return fd, errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: ifi.Index}))
 }
 
 func (p *port) send(frame []byte) {
@@ -375,6 +381,38 @@ func TestSilence(t *testing.T) {
 			t.Errorf("the kernel sent % x", f)
 		}
 	}
+	counts, err := l.k.Spoofed(context.Background())
+	if err != nil || counts["s32-vm0"] != (kernel.SpoofCount{}) {
+		t.Errorf("counted as spoofed: %+v, %v", counts["s32-vm0"], err)
+	}
+}
+
+// What is for the responder reaches a packet socket on the bridge, also where
+// br_netfilter has bridged frames meet the table before that (it does so in
+// every namespace once it is loaded, as Docker loads it).
+func TestResponderHears(t *testing.T) {
+	l := newLab(t)
+	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err == nil {
+		run(t, "sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1 net.bridge.bridge-nf-call-arptables=1")
+	}
+	fd, err := packetSocket("s32-vm0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	bridge := &port{t: t, fd: fd}
+	own := vms(3)[0].NICs[0].MAC
+	for _, f := range []struct{ src, dst, mark string }{
+		{"0.0.0.0", "255.255.255.255", "discover"},
+		{"10.1.0.0", "169.254.0.1", "renew"},
+		{"10.1.0.0", "255.255.255.255", "rebind"},
+		{"10.9.9.9", "255.255.255.255", "rebind of an address that it no longer has"},
+	} {
+		l.guest[0].send(udp(own, f.src, f.dst, 67, f.mark))
+		bridge.until(f.mark)
+	}
+	l.guest[0].send(udp(own, "fe80::2", "ff02::1:2", 547, "solicit"))
+	bridge.until("solicit")
 	counts, err := l.k.Spoofed(context.Background())
 	if err != nil || counts["s32-vm0"] != (kernel.SpoofCount{}) {
 		t.Errorf("counted as spoofed: %+v, %v", counts["s32-vm0"], err)

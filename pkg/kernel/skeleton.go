@@ -88,7 +88,11 @@ func chains() []chain {
 		{name: "spoofed_mac", rules: counted(state.SetSpoofMAC)},
 		{name: "guard_ip", rules: append([][]expr.Any{
 			rule(ipv4(), iifname(), load(saddr4(), 2), lookup(state.SetGuard4), verdict(expr.VerdictReturn, "")),
-			// A guest that has no address yet; its DHCP is for the responder.
+			// DHCP of a guest that has no address yet, or still an old one, must pass:
+			// where br_netfilter is loaded (Docker does it), this chain is met before
+			// the bridge hands the frame to the responder's socket. It ends in input;
+			// nothing routes a broadcast.
+			rule(ipv4(), load(daddr4(), 1), equal([]byte{255, 255, 255, 255}), layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCP}), verdict(expr.VerdictReturn, "")),
 			rule(ipv4(), load(saddr4(), 1), equal(make([]byte, 4)), verdict(expr.VerdictDrop, "")),
 		}, counted(state.SetSpoof4)...)},
 		{name: "guard_ip6", rules: append([][]expr.Any{
@@ -172,6 +176,7 @@ type field struct {
 
 func etherSource() field { return field{expr.PayloadBaseLLHeader, 6, 6} }
 func saddr4() field      { return field{expr.PayloadBaseNetworkHeader, 12, 4} }
+func daddr4() field      { return field{expr.PayloadBaseNetworkHeader, 16, 4} }
 func saddr6() field      { return field{expr.PayloadBaseNetworkHeader, 8, 16} }
 func destPort() field    { return field{expr.PayloadBaseTransportHeader, 2, 2} }
 func icmpType() field    { return field{expr.PayloadBaseTransportHeader, 0, 1} }

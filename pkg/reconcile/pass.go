@@ -240,9 +240,8 @@ func (p *pass) settle(ctx context.Context) (state.State, error) {
 	p.settleConflicts()
 	for {
 		p.desired = plan.Build(p.planned(), p.config, p.facts)
-		paths := slices.AppendSeq(forwardingPaths[:], maps.Keys(p.desired.State.Sysctls))
-		slices.Sort(paths)
-		have, err := p.Kernel.Read(ctx, state.Scope{Sysctls: slices.Compact(paths)})
+		paths := append(p.desired.State.HostSysctls(), forwardingPaths[:]...)
+		have, err := p.Kernel.Read(ctx, state.Scope{Sysctls: paths})
 		if err != nil {
 			return have, fmt.Errorf("read the kernel's state: %w", err)
 		}

@@ -142,10 +142,15 @@ func TestPhases(t *testing.T) {
 	b := newBed(t)
 	declare := func(phase spool.Phase, ago time.Duration) {
 		t.Helper()
-		err := b.spool.WriteDeclaration(spool.Declaration{
+		unlock, err := b.spool.Lock(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = b.spool.WriteDeclaration(spool.Declaration{
 			UUID: id(1), Name: "vm1", Generation: 1, Phase: phase, At: b.loop.Now().Add(-ago),
 			Bridges: []string{"s32-vm1"}, XML: xml(1, annotated(`ipv4="10.42.0.7"`)),
 		})
+		unlock()
 		if err != nil {
 			t.Fatal(err)
 		}
