@@ -40,7 +40,7 @@ var (
 		{regexp.MustCompile(`(?m) +$`), ""},
 	}
 	nftElements = regexp.MustCompile(`(?s)elements = \{ (.*?) \}`)
-	unordered   = regexp.MustCompile(`(?s)# ip (?:neighbour|-d -[46] route)[^\n]*\n(.*?)\n#`)
+	unordered   = regexp.MustCompile(`(?m)^# ip (?:neighbour|-d -[46] route).*\n((?:[^#\n].*\n)+)`)
 )
 
 // KernelState is the node's links, addresses, routes, rules, permanent
@@ -69,7 +69,7 @@ func sortWithin(s string, pattern *regexp.Regexp, separator string) string {
 			items[i] = strings.TrimSpace(items[i])
 		}
 		slices.Sort(items)
-		return strings.Replace(match, list, strings.Join(items, strings.TrimSpace(separator)+"\n"), 1)
+		return strings.Replace(match, list, strings.TrimSpace(strings.Join(items, strings.TrimSpace(separator)+"\n"))+"\n", 1)
 	})
 }
 

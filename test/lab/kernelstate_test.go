@@ -7,9 +7,40 @@ import (
 )
 
 func TestSortWithin(t *testing.T) {
-	got := sortWithin("# ip neighbour show\nb\na\n# nft\nset s {\n\telements = { \"y\" . 2,\n\t\t     \"x\" . 1 }\n}\n", nftElements, ",")
-	got = sortWithin(got, unordered, "\n")
-	want := "# ip neighbour show\na\nb\n# nft\nset s {\n\telements = { \"x\" . 1,\n\"y\" . 2 }\n}\n"
+	const before = `# ip -d -4 route show
+b
+a
+# ip -d -6 route show
+d
+c
+# ip -4 rule show
+2
+1
+# ip neighbour show
+# nft
+set s {
+	elements = { "y" . 2,
+		     "x" . 1 }
+}
+`
+	const want = `# ip -d -4 route show
+a
+b
+# ip -d -6 route show
+c
+d
+# ip -4 rule show
+2
+1
+# ip neighbour show
+# nft
+set s {
+	elements = { "x" . 1,
+"y" . 2
+ }
+}
+`
+	got := sortWithin(sortWithin(before, nftElements, ","), unordered, "\n")
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
