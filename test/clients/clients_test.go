@@ -143,6 +143,13 @@ func (l *lab) dhcpcd() *process {
 	return l.guest.start("dhcpcd", "-B", "-d", "eth0")
 }
 
+// settled waits until dhcpcd has done all that follows a lease: a signal that
+// comes while its script runs is lost on it.
+func settled(c *process, addr string) {
+	c.t.Helper()
+	until(c.t, func() error { return contains(c.output.String(), "ARP announcing "+addr+" (2 of 2)") })
+}
+
 func TestDhcpcd(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, nil)
@@ -153,6 +160,7 @@ func TestDhcpcd(t *testing.T) {
 	l.has(route6, "default via fe80::1 dev eth0 proto ra...")
 	l.reaches()
 
+	settled(c, first)
 	c.signal(syscall.SIGUSR1) // what "dhcpcd -N" sends
 	l.sees("dhcp4_ack_renew", 0)
 	l.sees("dhcp6_renew", 0)
@@ -171,8 +179,7 @@ func TestDhcpcd(t *testing.T) {
 	l.has(show4, "inet "+second+"/32...")
 	l.has(route4, "default via "+gateway+" dev eth0 proto dhcp src "+second+"...")
 
-	// A signal that comes while its script runs is lost on it.
-	until(t, func() error { return contains(c.output.String(), "ARP announcing "+second+" (2 of 2)") })
+	settled(c, second)
 	c.signal(syscall.SIGALRM) // what "dhcpcd -k" sends
 	l.sees("dhcp4_release", 0)
 	l.sees("dhcp6_release", 0)
