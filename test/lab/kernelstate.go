@@ -32,7 +32,7 @@ var (
 		with    string
 	}{
 		{regexp.MustCompile(`(?m)^\d+: `), ""}, // interface indices
-		{regexp.MustCompile(`\b(hello|tcn|topology_change|gc)_timer +[\d.]+`), ""},
+		{regexp.MustCompile(`\b\w+_timer +[\d.]+`), ""},
 		{regexp.MustCompile(`\bcounter packets \d+ bytes \d+`), "counter"},
 		{regexp.MustCompile(`\bvnet\d+\b`), "vnet"}, // taps
 		{regexp.MustCompile(` dynamic\b| expires \d+sec|valid_lft \w+ preferred_lft \w+`), ""},
