@@ -78,7 +78,7 @@ func Run(ctx context.Context, o Options) error {
 		return v.Run(ctx, func(reason string) { loop.Poke("libvirt: "+reason, true) })
 	})
 	g.Go(func() error {
-		return k.Watch(ctx, func(reason string) { loop.Poke(reconcile.KernelReason+reason, false) })
+		return k.Watch(ctx, func(reason string) { loop.Poke("kernel: "+reason, false) })
 	})
 	g.Go(func() error { return control.Serve(ctx, l, a.serve) })
 	g.Go(func() error { return a.signals(ctx) })

@@ -56,7 +56,7 @@ type Hook struct {
 
 // The bounds on what an operation waits for.
 const (
-	lockTimeout  = 10 * time.Second // the agent's passes and other hooks are short
+	lockTimeout  = 20 * time.Second // passes and hooks are short, but wait for the kernel's RTNL lock
 	readyTimeout = 5 * time.Second  // from the responder's start to its socket's answer
 )
 

@@ -366,6 +366,9 @@ func ruleRequest(verb state.Verb, r state.Rule) message {
 	if r.SuppressDefault {
 		m = m.u32(unix.FRA_SUPPRESS_PREFIXLEN, 0)
 	}
+	if r.HostRoutesOnly {
+		m = m.u32(unix.FRA_SUPPRESS_PREFIXLEN, uint32(r.BelowHost()))
+	}
 	return m
 }
 

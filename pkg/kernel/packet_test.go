@@ -321,7 +321,9 @@ func TestMasqueradeAndPolicy(t *testing.T) {
 		{0, "10.1.0.0", "10.1.0.1", "to another VM", l.guest[1], "10.1.0.0"},
 		{0, "10.1.0.0", "10.1.0.2", "to one in table 100", l.guest[2], "10.1.0.0"},
 		{0, "2001:db8::", "2001:db8::2", "to one in table 100, IPv6", l.guest[2], "2001:db8::"},
-		{2, "10.1.0.2", "10.1.0.0", "from there all goes by its uplink", l.wan2, "10.1.0.2"},
+		{2, "10.1.0.2", "10.1.0.0", "from table 100 to one in main", l.guest[0], "10.1.0.2"},
+		{2, "2001:db8::2", "2001:db8::", "from table 100 to one in main, IPv6", l.guest[0], "2001:db8::2"},
+		{2, "10.1.0.2", "192.0.2.77", "from table 100 to a network of main's", l.wan2, "10.1.0.2"},
 	} {
 		send(tt.vm, tt.src, tt.dst, tt.text)
 		seen := tt.port.until(tt.text)

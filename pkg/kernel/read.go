@@ -390,9 +390,11 @@ func parseRule(b []byte) (state.Rule, bool) {
 				protocol = d[0]
 			}
 		case unix.FRA_SUPPRESS_PREFIXLEN:
-			switch int32(hostU32(d)) {
+			switch int(int32(hostU32(d))) {
 			case 0:
 				rule.SuppressDefault = true
+			case rule.BelowHost():
+				rule.HostRoutesOnly = true
 			case -1:
 			default:
 				foreign = true

@@ -56,6 +56,7 @@ func (k *Kernel) subscribe() (*watcher, error) {
 			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 			unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+			unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 		); err != nil {
 			return err
 		}
@@ -210,6 +211,8 @@ func (w *watcher) routeReason(typ uint16, b []byte) string {
 		}
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		return "rule"
+	case unix.RTM_NEWNETCONF: // forwarding and rp_filter, of which the kernel tells
+		return "setting"
 	}
 	return ""
 }

@@ -284,6 +284,42 @@ func TestStopBeforeItHasASocket(t *testing.T) {
 	<-ended
 }
 
+// A responder whose directory was wiped is found by its command line; the one
+// that was started since is left alone.
+func TestEndStrays(t *testing.T) {
+	b := newBed(t, "")
+	if err := b.Start(within(t), b.dir); err != nil {
+		t.Fatal(err)
+	}
+	stray := b.up(t).PID
+	if err := b.EndStrays(within(t), b.dir); err != nil {
+		t.Fatal(err)
+	}
+	if now := b.ask(t).PID; now != stray {
+		t.Fatalf("the only one was ended: %d, then %d", stray, now)
+	}
+	for _, name := range []string{"responder.sock", "responder.lock"} {
+		if err := os.Remove(filepath.Join(b.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := bed{newLauncher(t), b.dir}
+	if err := next.Start(within(t), b.dir); err != nil {
+		t.Fatal(err)
+	}
+	pid := next.up(t).PID
+	if pid == stray {
+		t.Fatal("no second one was started")
+	}
+	if err := next.EndStrays(within(t), b.dir); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, stray)
+	if now := next.ask(t).PID; now != pid {
+		t.Errorf("the right one was ended: %d, then %d", pid, now)
+	}
+}
+
 func TestDiesEarly(t *testing.T) {
 	b := newBed(t, "die")
 	if err := b.Start(within(t), b.dir); err != nil {

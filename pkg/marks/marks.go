@@ -27,6 +27,10 @@ const (
 	RulePriorityMarked    = 32400
 	RulePriorityRange     = 400
 
+	// RulePriorityMain is between them: "lookup main" for host routes only, so
+	// that a VM with a table of its own reaches those whose addresses are in main.
+	RulePriorityMain = RulePriorityMarked - 1
+
 	// FwmarkMask is the part of the packet mark that is ours, so that other
 	// users of marks (Docker, kube-proxy, wg-quick, Tailscale) keep theirs.
 	FwmarkMask  = 0x3fe00000

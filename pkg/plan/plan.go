@@ -178,12 +178,13 @@ func (b *builder) gatewayAddr(link string, a netip.Addr, bits int) {
 	b.state.Addrs[state.Addr{Link: link, Prefix: netip.PrefixFrom(a, bits)}] = struct{}{}
 }
 
-// policy plans the two rules per table and the mark of the bridge. The first
-// rule finds the addresses in the table for everybody; the second sends what
-// the VM sends by the table's default route.
+// policy plans the rules of a table and the mark of the bridge. The first rule
+// finds the addresses in the table for everybody; the last sends what the VM
+// sends by the table's default route. Between them, one rule for all tables
+// finds the addresses in main, for those whose packets are marked.
 func (b *builder) policy(n intent.NIC) {
 	i := slices.Index(b.tables, n.Network.Table)
-	if i < 0 || i >= marks.RulePriorityRange {
+	if i < 0 || i >= marks.RulePriorityRange-1 {
 		return
 	}
 	mark := uint32(i+1) << marks.FwmarkShift
@@ -196,6 +197,12 @@ func (b *builder) policy(n intent.NIC) {
 			Priority:        marks.RulePriorityConnected + i,
 			Table:           uint32(n.Network.Table),
 			SuppressDefault: true,
+		})
+		b.rule(state.Rule{
+			Family:         family,
+			Priority:       marks.RulePriorityMain,
+			Table:          uint32(config.TableMain),
+			HostRoutesOnly: true,
 		})
 		b.rule(state.Rule{
 			Family:   family,

@@ -142,6 +142,8 @@ func (l *fakeLauncher) Watch(_ context.Context, dir string) (<-chan struct{}, er
 	return nil, fs.ErrNotExist
 }
 
+func (l *fakeLauncher) EndStrays(context.Context, string) error { return nil }
+
 func (l *fakeLauncher) running() (n, starts int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

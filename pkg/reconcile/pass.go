@@ -104,6 +104,7 @@ type pass struct {
 	desired  plan.Desired
 	changes  []state.Change
 	writes   int
+	repair   bool // the changes are to what nobody asked to be changed
 	warnings problem.List
 }
 
@@ -125,6 +126,8 @@ func (p *pass) locked(ctx context.Context) error {
 	p.warn(have)
 	want := p.keep(have)
 	p.changes = state.Diff(have, want)
+	p.repair = len(p.changes) > 0 && len(state.Diff(p.wanted, want)) == 0
+	p.wanted = want
 	var errs []error
 	if len(p.changes) > 0 {
 		p.writes, err = p.Kernel.Apply(ctx, p.changes)
@@ -443,16 +446,15 @@ func (p *pass) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.waiting = false
 	var errs []error
 	for _, id := range ids {
 		if _, runs := p.vms[id]; runs {
 			continue
 		}
-		if _, listed := p.listed.domains[id]; listed && p.isGone(id) {
-			continue
-		}
 		i := slices.IndexFunc(p.gone, func(d spool.Declaration) bool { return d.UUID == id })
-		if i >= 0 && !p.listed.at.After(p.gone[i].At) {
+		if _, listed := p.listed.domains[id]; i >= 0 && (listed || !p.listed.at.After(p.gone[i].At)) {
+			p.waiting = true
 			continue
 		}
 		stop, cancel := context.WithTimeout(ctx, respTimeout)

@@ -44,6 +44,9 @@ type Launcher interface {
 	Start(ctx context.Context, vmDir string) error
 	Stop(ctx context.Context, vmDir string) error
 	Watch(ctx context.Context, vmDir string) (<-chan struct{}, error)
+	// EndStrays ends responders of the VM that run although nothing in its
+	// directory leads to them.
+	EndStrays(ctx context.Context, vmDir string) error
 }
 
 // Reload tells a responder to read its binding again.
@@ -81,6 +84,8 @@ type Loop struct {
 	since    map[uuid.UUID]time.Time
 	watching map[uuid.UUID]watch
 	repairs  []time.Time
+	wanted   state.State         // of the last pass
+	waiting  bool                // for a list that is newer than a VM's end
 	warned   map[string]struct{} // problems that have been logged
 	first    bool
 }
@@ -236,7 +241,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		} else {
 			retry = retryMin
 		}
-		if l.listed.err != nil {
+		if l.listed.err != nil || l.waiting {
 			pause = min(pause, relistAfter)
 		}
 		timer.Reset(pause)

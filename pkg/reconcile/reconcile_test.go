@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
-	"github.com/slash32/slash32/pkg/reconcile"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
 	"github.com/slash32/slash32/test/wait"
@@ -395,7 +394,7 @@ func TestFight(t *testing.T) {
 	b.pass()
 	for range 8 {
 		b.sh("ip route flush proto 32")
-		b.loop.Poke(reconcile.KernelReason+"route", false)
+		b.loop.Poke("kernel: route", false)
 		wait.For(t, 10*time.Second, "the route", func() bool {
 			out, err := b.try("ip route show proto 32")
 			return err == nil && strings.Contains(out, "10.42.0.7")

@@ -85,11 +85,10 @@ func (l *Loop) noteProblems(p *pass) {
 	l.warned = now
 }
 
-// noteRepairs counts passes that changed the kernel though nobody asked for
-// anything: only the kernel's own events woke them.
+// noteRepairs counts passes that changed the kernel though what is wanted had
+// not changed.
 func (l *Loop) noteRepairs(p *pass, reasons []string) {
-	if p.writes == 0 || !slices.ContainsFunc(reasons, func(r string) bool { return strings.HasPrefix(r, KernelReason) }) ||
-		slices.ContainsFunc(reasons, func(r string) bool { return !strings.HasPrefix(r, KernelReason) }) {
+	if p.writes == 0 || !p.repair {
 		return
 	}
 	now := l.Now()
@@ -131,9 +130,6 @@ func (p *pass) warn(have state.State) {
 }
 
 var forwardingPaths = [...]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}
-
-// KernelReason starts the reasons of passes that the kernel's events ask for.
-const KernelReason = "kernel: "
 
 // summary is at most three changes, and how many more.
 func summary(cs []state.Change) string {

@@ -41,6 +41,13 @@ func (l *Loop) supervise(ctx context.Context, c config.Config, vms map[uuid.UUID
 		case d.Phase == spool.Preparing && l.Now().Sub(d.At).Abs() < hookTime:
 			continue
 		}
+		if !v.declared {
+			// Found running without a declaration: the run directory was wiped, and
+			// its responder may have outlived that.
+			if err := launcher.EndStrays(ctx, l.Spool.VMDir(id)); err != nil {
+				errs = append(errs, fmt.Errorf("responder of %s: %w", v.intent.Name, err))
+			}
+		}
 		if err := l.startWatched(ctx, launcher, id, watchers); err != nil {
 			errs = append(errs, fmt.Errorf("responder of %s: %w", v.intent.Name, err))
 		}

@@ -367,8 +367,11 @@ func compareAddr(a, b Addr) int {
 
 func compareRule(a, b Rule) int {
 	suppress := func(r Rule) int {
-		if r.SuppressDefault {
+		switch {
+		case r.SuppressDefault:
 			return 1
+		case r.HostRoutesOnly:
+			return 2
 		}
 		return 0
 	}

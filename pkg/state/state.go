@@ -117,7 +117,7 @@ func Keep(want *State, have State, link string) {
 				continue
 			}
 			for r := range have.Rules {
-				if r.Table == marked.Table {
+				if r.Table == marked.Table || r.HostRoutesOnly {
 					want.Rules[r] = struct{}{}
 				}
 			}

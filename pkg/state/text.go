@@ -55,6 +55,14 @@ func (r Route) String() string {
 		" metric " + strconv.FormatUint(uint64(r.Metric), 10)
 }
 
+// BelowHost is the length of the longest prefix that is not a host route.
+func (r Rule) BelowHost() int {
+	if r.Family == familyIPv6 {
+		return 127
+	}
+	return 31
+}
+
 // String is the rule like "ip rule" prints it.
 func (r Rule) String() string {
 	s := strconv.Itoa(r.Priority) + ": from all"
@@ -64,6 +72,9 @@ func (r Rule) String() string {
 	s += " lookup " + tableName(r.Table)
 	if r.SuppressDefault {
 		s += " suppress_prefixlength 0"
+	}
+	if r.HostRoutesOnly {
+		s += " suppress_prefixlength " + strconv.Itoa(r.BelowHost())
 	}
 	s += " proto " + strconv.Itoa(marks.RouteProtocol)
 	if r.Family == familyIPv6 {
@@ -200,6 +211,7 @@ type RuleDocument struct {
 	Mark            uint32 `json:"mark,omitempty"`
 	Table           uint32 `json:"table"`
 	SuppressDefault bool   `json:"suppress_default,omitempty"`
+	HostRoutesOnly  bool   `json:"host_routes_only,omitempty"`
 }
 
 // RouteDocument is a Route in JSON.
@@ -251,7 +263,7 @@ func (s State) Document() Document {
 		d.Neighbours = append(d.Neighbours, NeighDocument{Link: k.Link, IP: k.IP, MAC: s.Neighs[k]})
 	}
 	for _, r := range sorted(s.Rules, compareRule) {
-		doc := RuleDocument{"ipv4", r.Priority, r.Mark, r.Table, r.SuppressDefault}
+		doc := RuleDocument{"ipv4", r.Priority, r.Mark, r.Table, r.SuppressDefault, r.HostRoutesOnly}
 		if r.Family == familyIPv6 {
 			doc.Family = "ipv6"
 		}

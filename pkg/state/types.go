@@ -73,6 +73,8 @@ type Rule struct {
 	Table    uint32
 	// SuppressDefault is "suppress_prefixlength 0".
 	SuppressDefault bool
+	// HostRoutesOnly is "suppress_prefixlength 31", or 127 for IPv6.
+	HostRoutesOnly bool
 }
 
 // Elem is one element of a set or map in table inet slash32. Fields that the

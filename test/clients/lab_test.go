@@ -100,10 +100,14 @@ type space struct {
 
 func newSpace(t *testing.T) *space {
 	t.Helper()
-	cmd := exec.Command("sleep", "infinity")
+	// It ends when the pipe closes. A signal at its parent's death would come with
+	// the end of the thread that started it, which another test may bring about.
+	cmd := exec.Command("cat")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS,
-		Pdeathsig:  syscall.SIGKILL,
+	}
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatalf("make a pipe: %v", err)
 	}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("make namespaces: %v. Fix: run the tests as root", err)
@@ -173,7 +177,6 @@ func (s *space) start(words ...string) *process {
 	cmd.Stdout, cmd.Stderr = p.output, p.output
 	cmd.WaitDelay = time.Second
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
