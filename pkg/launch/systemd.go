@@ -41,7 +41,14 @@ func startUnit(ctx context.Context, vmDir string, id fmt.Stringer) error {
 		return err
 	}
 	defer c.Close()
-	return job(ctx, id, c.StartUnitContext)
+	if err := job(ctx, id, c.StartUnitContext); err != nil {
+		return err
+	}
+	if ask(ctx, vmDir) == nil {
+		return nil
+	}
+	// It was running already, for a directory that has been wiped since.
+	return job(ctx, id, c.RestartUnitContext)
 }
 
 // stopUnit stops the unit. One that is not loaded is stopped.

@@ -167,7 +167,7 @@ func TestDhcpcd(t *testing.T) {
 
 	l.crash() // as at a reboot: the lease is still in its file
 	l.guest.must("ip address flush dev eth0 scope global")
-	c = l.dhcpcd()
+	l.dhcpcd()
 	l.sees("dhcp4_ack_reboot", 0)
 	l.has(show4, "inet "+first+"/32...")
 

@@ -78,6 +78,7 @@ func TestInstalled(t *testing.T) {
 		{"VM starts", startVM},
 		{"responder is confined", responder},
 		{"restarts do not disturb the guest", restarts},
+		{"a wiped run directory is made again", wiped},
 		{"responder comes back", revival},
 		{"VM stops", stopVM},
 		{"responder that cannot start refuses the VM", refusal},
@@ -308,6 +309,30 @@ func restarts(t *testing.T, m *machine) {
 	if got := m.properties(t, unitOf(web), "MainPID")["MainPID"]; got != resp {
 		t.Errorf("the responder was process %s and is %s", resp, got)
 	}
+}
+
+// wiped takes the run directory away under a running VM: its responder serves a
+// socket that nobody finds any more, and another takes its place.
+func wiped(t *testing.T, m *machine) {
+	vm, old := m.qemu(t), m.properties(t, unitOf(web), "MainPID")["MainPID"]
+	m.do(t, "sh", "-c", "systemctl stop slash32d; rm -rf /run/slash32/*; systemctl start slash32d")
+	m.await(t, "another responder answers", func() error {
+		out, err := m.exec(t.Context(), "slash32", "show", web.Name, "-j")
+		if err != nil || !strings.Contains(out, `"up": true`) {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		if pid := m.properties(t, unitOf(web), "MainPID")["MainPID"]; pid == old || pid == "0" {
+			return fmt.Errorf("the unit's process is %s, as before", pid)
+		}
+		return nil
+	})
+	if n := strings.TrimSpace(m.do(t, "sh", "-c", "pgrep -c slash32-respond")); n != "1" {
+		t.Errorf("%s responders run", n)
+	}
+	if got := m.qemu(t); got != vm {
+		t.Errorf("qemu was process %s and is %s", vm, got)
+	}
+	m.do(t, "ping", "-c1", "-W5", addr)
 }
 
 func revival(t *testing.T, m *machine) {
