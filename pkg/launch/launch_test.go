@@ -210,6 +210,29 @@ func TestDetached(t *testing.T) {
 	}
 }
 
+// Beside what it needs to drop all else, nothing can come back by an execve.
+func TestBoundingSet(t *testing.T) {
+	b := newBed(t, "")
+	if err := b.Start(within(t), b.dir); err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.up(t).PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_RAW
+	if line := fmt.Sprintf("\nCapBnd:\t%016x\n", want); !strings.Contains(string(status), line) {
+		t.Errorf("no %q in %s", line, status)
+	}
+	own, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(own), fmt.Sprintf("CapBnd:\t%016x", want)) {
+		t.Error("the starter's own set went, too")
+	}
+}
+
 func TestStartIsIdempotent(t *testing.T) {
 	b := newBed(t, "")
 	first := b.up(t)

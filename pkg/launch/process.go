@@ -65,7 +65,7 @@ func (l *Launcher) startProcess(vmDir string) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startBounded(cmd); err != nil {
 		return fmt.Errorf("run the responder: %w", err)
 	}
 	pid := cmd.Process.Pid

@@ -170,12 +170,22 @@ func (b *bed) path(i int, name string) string { return filepath.Join(b.dir, strc
 type server struct {
 	name string
 	argv func(b *bed, i int) []string
+	// bounded: its launcher leaves it a small bounding set.
+	bounded bool
 	// dhcpOnly: answers neither ARP nor neighbour solicitations itself.
 	dhcpOnly bool
 }
 
+// command is the server's command line for the generator to run.
+func (s server) command(b *bed, i int) []string {
+	if s.bounded {
+		return append([]string{"bounded"}, s.argv(b, i)...)
+	}
+	return s.argv(b, i)
+}
+
 var (
-	ours = server{name: "slash32", argv: func(b *bed, i int) []string {
+	ours = server{name: "slash32", bounded: true, argv: func(b *bed, i int) []string {
 		return []string{filepath.Join(b.bin, "slash32-responder"), "-unlimited", vmDir(i)}
 	}}
 	cServer = server{name: "C", argv: func(b *bed, i int) []string {

@@ -137,7 +137,11 @@ func responderTables(ctx context.Context, o options, w io.Writer) error {
 	}{
 		{"latency", latency}, {"starts", starts}, {"memory", memory}, {"traffic", traffic}, {"RTNL", rtnl}, {"kill", kill},
 	} {
-		if err := part.run(ctx, b, o, k, servers); err != nil {
+		begin := time.Now()
+		fmt.Fprintf(os.Stderr, "bench: %s ...", part.name)
+		err := part.run(ctx, b, o, k, servers)
+		fmt.Fprintf(os.Stderr, " %.0f s\n", time.Since(begin).Seconds())
+		if err != nil {
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
@@ -222,7 +226,7 @@ func (b *bed) first(ctx context.Context, s server, i int) (float64, error) {
 	if err := b.prepare(i); err != nil {
 		return 0, err
 	}
-	v, err := b.ask(ctx, false, append([]string{"first", guest(i), guestMAC(i), "/run/netns/" + serverNS}, s.argv(b, i)...)...)
+	v, err := b.ask(ctx, false, append([]string{"first", guest(i), guestMAC(i), "/run/netns/" + serverNS}, s.command(b, i)...)...)
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", s.name, err)
 	}
@@ -260,7 +264,7 @@ func (b *bed) crowdStart(ctx context.Context, s server) (float64, error) {
 		if err := b.prepare(i); err != nil {
 			return 0, err
 		}
-		fmt.Fprintf(&lines, "%s %s %s\n", guest(i), guestMAC(i), strings.Join(s.argv(b, i), " "))
+		fmt.Fprintf(&lines, "%s %s %s\n", guest(i), guestMAC(i), strings.Join(s.command(b, i), " "))
 	}
 	file := filepath.Join(b.dir, "crowd")
 	if err := os.WriteFile(file, []byte(lines.String()), 0o644); err != nil {

@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -266,6 +267,18 @@ static int blast(int n, const uint8_t *gw)
 	return 0;
 }
 
+/* run is exec, after "bounded" with the bounding set that ours is started with:
+ * CAP_SETGID, CAP_SETUID, CAP_SETPCAP and CAP_NET_RAW. */
+static void run(char **cmd)
+{
+	if (strcmp(cmd[0], "bounded") == 0) {
+		for (int c = 0; prctl(PR_CAPBSET_READ, c, 0, 0, 0) >= 0; c++)
+			if (c != 6 && c != 7 && c != 8 && c != 13) prctl(PR_CAPBSET_DROP, c, 0, 0, 0);
+		cmd++;
+	}
+	execv(cmd[0], cmd);
+}
+
 static int first(const char *netns, char **cmd)
 {
 	uint8_t f[342];
@@ -278,7 +291,7 @@ static int first(const char *netns, char **cmd)
 		if (setns(fd, CLONE_NEWNET)) _exit(127);
 		int null = open("/dev/null", O_RDWR);
 		dup2(null, 0); dup2(null, 1); dup2(null, 2);
-		execv(cmd[0], cmd);
+		run(cmd);
 		_exit(127);
 	}
 	/* one DISCOVER per 200 µs until the first OFFER: what is asked before the
@@ -321,7 +334,7 @@ static int crowd(int n, const char *file, const char *netns)
 		if (v[i].pid == 0) {
 			if (setns(fd, CLONE_NEWNET)) _exit(127);
 			dup2(null, 0); dup2(null, 1); dup2(null, 2);
-			execv(v[i].argv[0], v[i].argv);
+			run(v[i].argv);
 			_exit(127);
 		}
 	}
