@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -23,6 +24,9 @@ import (
 	"github.com/slash32/slash32/pkg/version"
 )
 
+// memoryLimit is from when on garbage is collected at all, in bytes.
+const memoryLimit = 64 << 20
+
 // timeout bounds an operation as a whole: libvirt itself waits without end.
 const timeout = 30 * time.Second
 
@@ -31,6 +35,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "slash32-hook", version.Version)
 		return
 	}
+	// It lives for milliseconds: collecting is for a run that gets out of hand.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(memoryLimit)
 	log := logrus.New()
 	log.SetOutput(os.Stderr)
 	log.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})

@@ -62,7 +62,7 @@ const (
 
 // Run does what libvirt asks: args are the hook's arguments (domain's name,
 // operation, sub-operation, "-"), xml is its standard input. A returned error
-// refuses the operation; Run returns one for prepare and start only, since
+// refuses the operation; Run returns one for prepare only, since
 // libvirt kills a running VM whose reconnect hook fails and ignores the others.
 func (h *Hook) Run(ctx context.Context, args []string, stdin io.Reader) error {
 	if len(args) < 2 {
@@ -70,8 +70,8 @@ func (h *Hook) Run(ctx context.Context, args []string, stdin io.Reader) error {
 	}
 	name, op := args[0], args[1]
 	switch op {
-	case "prepare", "start", "started", "stopped", "release", "reconnect", "attach":
-	default: // migrate, restore, and what a later libvirt may add
+	case "prepare", "started", "stopped", "release", "reconnect", "attach":
+	default: // start (prepare has done all), migrate, restore, and what a later libvirt may add
 		return nil
 	}
 	xml, err := io.ReadAll(io.LimitReader(stdin, annotation.MaxXML+1))
@@ -100,8 +100,8 @@ func (h *Hook) run(ctx context.Context, op, name string, xml []byte) error {
 	switch op {
 	case "prepare":
 		return o.prepare(ctx)
-	case "start", "reconnect", "attach":
-		return o.ensure(ctx, op)
+	case "reconnect", "attach":
+		return o.ensure(ctx)
 	case "started":
 		return o.started(ctx)
 	case "stopped":
@@ -115,7 +115,7 @@ func (h *Hook) run(ctx context.Context, op, name string, xml []byte) error {
 // refuse passes an error on where it may refuse the operation, and logs it
 // where it must not.
 func (h *Hook) refuse(op string, err error) error {
-	if err == nil || op == "prepare" || op == "start" {
+	if err == nil || op == "prepare" {
 		return err
 	}
 	h.Log.Errorf("%s: %v", op, err)

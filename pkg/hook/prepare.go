@@ -254,17 +254,15 @@ func (o *operation) undoLocked(ctx context.Context, vm intent.VM) problem.List {
 	return ps
 }
 
-// ensure is for a VM that runs (reconnect, attach) or has been prepared
-// (start): its declaration, binding and responder are there afterwards.
-func (o *operation) ensure(ctx context.Context, op string) error {
+// ensure is for a VM that runs (reconnect, attach): its declaration, binding and
+// responder are there afterwards.
+func (o *operation) ensure(ctx context.Context) error {
 	r, c, err := o.load()
 	if err != nil || !r.Annotated {
 		return err
 	}
-	if op != "start" {
-		if err := o.redeclare(ctx, r.VM, c); err != nil {
-			return err
-		}
+	if err := o.redeclare(ctx, r.VM, c); err != nil {
+		return err
 	}
 	dir := o.spool.VMDir(r.VM.UUID)
 	l := o.Launcher(c.Launch)
@@ -276,9 +274,7 @@ func (o *operation) ensure(ctx context.Context, op string) error {
 	if err := l.WaitReady(ready, dir); err != nil {
 		return o.failed("the responder did not start", err)
 	}
-	if op != "start" {
-		o.Poke(r.VM.UUID.String())
-	}
+	o.Poke(r.VM.UUID.String())
 	return nil
 }
 
