@@ -15,11 +15,11 @@ import (
 )
 
 // settle is how long a burst of changes is collected before it wakes anybody.
-const settle = 10 * time.Millisecond
+const settle = 50 * time.Millisecond
 
 // Watch calls wake when the kernel announces a change to what is ours or to
 // what planning depends on, until ctx ends; then it returns nil. What happens
-// within a few milliseconds wakes once, with all reasons. Our own writes wake as
+// within 50 ms wakes once, with all reasons. Our own writes wake as
 // well. It wakes, too, as soon as it watches, and when the kernel had more to say
 // than the socket holds: whoever reads all when woken misses nothing.
 func (k *Kernel) Watch(ctx context.Context, wake func(reason string)) error {
