@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"github.com/slash32/slash32/pkg/marks"
@@ -62,10 +63,11 @@ type Options struct {
 type Lab struct {
 	HV, Router, Inet *Node
 
-	opts  Options
-	init  *exec.Cmd      // PID 1 of the hypervisor
-	stdin io.WriteCloser // init ends when this closes
-	agent *Process
+	opts    Options
+	init    *exec.Cmd // PID 1 of the hypervisor
+	started sync.WaitGroup
+	stdin   io.WriteCloser // init ends when this closes
+	agent   *Process
 }
 
 // Up makes a lab: network, libvirtd with the hook installed, no VM and no
@@ -128,9 +130,9 @@ func (l *Lab) startInit() error {
 		return fmt.Errorf("set up the lab's namespaces: %s%s", line, rest)
 	}
 	pid := init.Process.Pid
-	l.HV = &Node{Name: "hv", init: pid}
-	l.Router = &Node{Name: "rtr", init: pid}
-	l.Inet = &Node{Name: "inet", init: pid}
+	l.HV = &Node{Name: "hv", init: pid, started: &l.started}
+	l.Router = &Node{Name: "rtr", init: pid, started: &l.started}
+	l.Inet = &Node{Name: "inet", init: pid, started: &l.started}
 	return nil
 }
 
@@ -185,5 +187,6 @@ func (l *Lab) Close() error {
 	}
 	_ = l.init.Wait() // "signal: killed", and all of its PID namespace with it
 	l.init = nil
+	l.started.Wait() // their parents are outside, and end a moment later
 	return nil
 }

@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -17,8 +19,9 @@ import (
 // Node is one host of the lab: a network namespace. All nodes share the files
 // and the processes of the hypervisor.
 type Node struct {
-	Name string
-	init int // PID of the lab's first process
+	Name    string
+	init    int             // PID of the lab's first process
+	started *sync.WaitGroup // what Start started on any node
 }
 
 // Path is the path, outside the lab, of a file of the lab's. Sockets can be
@@ -84,7 +87,8 @@ func (n *Node) Ping(ctx context.Context, addr string) error {
 
 // Process is a command that runs on a node.
 type Process struct {
-	cmd *exec.Cmd // nsenter, the process's parent
+	cmd   *exec.Cmd // nsenter, the process's parent
+	ended chan struct{}
 }
 
 // Start starts a command whose output goes to a file of the lab's (appended).
@@ -100,13 +104,21 @@ func (n *Node) Start(log string, args ...string) (*Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", args[0], err)
 	}
-	return &Process{cmd: cmd}, nil
+	p := &Process{cmd: cmd, ended: make(chan struct{})}
+	n.started.Go(func() {
+		_ = cmd.Wait() // its status is that of a signal
+		close(p.ended)
+	})
+	return p, nil
 }
 
 // PID is the process's ID outside the lab; 0 when it has ended.
 func (p *Process) PID() (int, error) {
 	nsenter := p.cmd.Process.Pid
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", nsenter, nsenter))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, fmt.Errorf("find the process: %w", err)
 	}
@@ -121,13 +133,13 @@ func (p *Process) Signal(sig syscall.Signal) error {
 		return err
 	}
 	if pid == 0 {
-		_ = p.cmd.Wait()
+		<-p.ended
 		return errors.New("the process has ended by itself")
 	}
 	if err := syscall.Kill(pid, sig); err != nil {
 		return fmt.Errorf("signal process %d: %w", pid, err)
 	}
-	_ = p.cmd.Wait() // its status is the signal's
+	<-p.ended
 	return nil
 }
 
