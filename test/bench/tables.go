@@ -122,7 +122,10 @@ const (
 	rowKill     = "100 killed and reaped"
 )
 
-const crowd = 100 // started or killed at once
+const (
+	crowd     = 100 // started or killed at once
+	slowPeers = 10  // of these, so many are asked for exchanges before their memory is read
+)
 
 func responderTables(ctx context.Context, o options, w io.Writer) error {
 	b, err := newBed(ctx, o.bin, max(o.vms, crowd))
@@ -328,6 +331,9 @@ func memory(ctx context.Context, b *bed, o options, k *book, servers []server) e
 				before = append(before, float64(kib))
 			}
 			for i, c := range cmds {
+				if s.dhcpOnly && i == slowPeers {
+					break // the others are like these, and take minutes
+				}
 				if _, err := b.ask(ctx, false, "rate", guest(i), guestMAC(i), "5000", "4"); err != nil {
 					return fmt.Errorf("%s: %w", s.name, err)
 				}
