@@ -102,12 +102,23 @@ func (h *Hook) run(ctx context.Context, op, name string, xml []byte) error {
 		return o.prepare(ctx)
 	case "reconnect", "attach":
 		return o.ensure(ctx)
+	}
+	id, ok := source.UUID(xml)
+	if !ok {
+		return nil
+	}
+	unlock, err := o.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	switch op {
 	case "started":
-		return o.started(ctx)
+		return o.started(id)
 	case "stopped":
-		return o.stopped(ctx)
+		return o.stopped(ctx, id)
 	case "release":
-		return o.release(ctx)
+		return o.release(ctx, id)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/marks"
@@ -311,16 +313,7 @@ func (o *operation) redeclare(ctx context.Context, vm intent.VM, c config.Config
 }
 
 // started notes that the guest runs. The agent does the rest.
-func (o *operation) started(ctx context.Context) error {
-	id, ok := source.UUID(o.xml)
-	if !ok {
-		return nil
-	}
-	unlock, err := o.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+func (o *operation) started(id uuid.UUID) error {
 	d, err := o.spool.Declaration(id)
 	if err != nil {
 		return err

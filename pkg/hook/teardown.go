@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/slash32/slash32/pkg/config"
-	"github.com/slash32/slash32/pkg/source"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
 )
@@ -18,16 +17,7 @@ import (
 // stopped withdraws everything but the bridge, routes first, so that BGP
 // withdraws them before the link goes. libvirt calls it after a start that
 // failed, too, and then sends no event.
-func (o *operation) stopped(ctx context.Context) error {
-	id, ok := source.UUID(o.xml)
-	if !ok {
-		return nil
-	}
-	unlock, err := o.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+func (o *operation) stopped(ctx context.Context, id uuid.UUID) error {
 	d, bridges, err := o.remains(ctx, id)
 	if err != nil || len(bridges) == 0 {
 		return err
@@ -40,16 +30,7 @@ func (o *operation) stopped(ctx context.Context) error {
 }
 
 // release removes the rest: responder, bridge and files.
-func (o *operation) release(ctx context.Context) error {
-	id, ok := source.UUID(o.xml)
-	if !ok {
-		return nil
-	}
-	unlock, err := o.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+func (o *operation) release(ctx context.Context, id uuid.UUID) error {
 	d, bridges, err := o.remains(ctx, id)
 	if err != nil {
 		return err
