@@ -91,7 +91,7 @@ func TestParseFull(t *testing.T) {
 			DNS: []netip.Addr{a("9.9.9.9")}, Search: []string{"example.org"}, NTP: []netip.Addr{a("203.0.113.1")},
 			Routes: []netip.Prefix{p("10.20.0.0/16")}, NAT: "masquerade",
 			Forwards: []annotation.Forward{{Line: 16, Proto: "tcp", Port: 8022, To: 22}},
-			Boot:     &annotation.Boot{Line: 17, Server: "203.0.113.5", File: "ipxe.efi"},
+			Boots:    []annotation.Boot{{Line: 17, Server: netip.MustParseAddr("203.0.113.5"), File: "ipxe.efi"}},
 		}}},
 	}
 	if d := cmp.Diff(want, got, byValue); d != "" {

@@ -49,6 +49,9 @@ const (
 	MaxRoutes     = 16
 	MaxPrefixes   = 16
 	MaxForwards   = 64
+	MaxBoots      = 8
+	MaxOptions    = 32
+	MaxRelays     = 4
 )
 
 // MTUs that the annotation and the configuration may give, in bytes: from what
@@ -65,7 +68,7 @@ var (
 	shortAttrs     = []string{"network", "client", "mtu", "ipv4", "ipv6", "dns", "search", "ntp", "nat"}
 	networkAttrs   = append(slices.Clone(domainAttrs), shortAttrs...)
 	interfaceAttrs = []string{"mac", "network", "client", "mtu"}
-	interfaceKids  = []string{"address", "prefix", "dns", "search", "ntp", "route", "nat", "forward", "boot"}
+	interfaceKids  = []string{"address", "prefix", "dns", "search", "ntp", "route", "nat", "forward", "boot", "option", "relay", "portal"}
 )
 
 // leafAttrs has the attributes of the elements in <interface>, the one that a
@@ -79,7 +82,10 @@ var leafAttrs = map[string][]string{
 	"route":   {"to"},
 	"nat":     {"mode"},
 	"forward": {"port", "to", "proto"},
-	"boot":    {"file", "server"},
+	"boot":    {"file", "server", "for", "once"},
+	"option":  {"code", "type", "value", "force"},
+	"relay":   {"server"},
+	"portal":  {"url"},
 }
 
 // meant has words that people write for ours and that are not just misspelt.
@@ -184,7 +190,7 @@ func (in *interpreter) ifaceAttr(i *Interface, a attr) {
 		}
 		i.Network = a.value
 	case "client":
-		i.Client = in.word(a, "auto", "classic")
+		i.Client = in.word(a, "auto", "routed", "classic")
 	case "mtu":
 		v, err := strconv.ParseUint(a.value, 10, 16)
 		if err != nil || v < MinMTU {
@@ -251,11 +257,21 @@ func (in *interpreter) iface(e element) Interface {
 				i.Forwards = append(i.Forwards, f)
 			}
 		case "boot":
-			if i.Boot != nil {
-				in.add(problem.EDuplicate, k.line, "a second "+in.tag("boot")+" in one "+in.tag("interface"), "keep one")
+			if boot, ok := in.boot(k, main, got); ok && in.room(k, len(i.Boots), MaxBoots) {
+				i.Boots = in.addBoot(i.Boots, boot)
+			}
+		case "option":
+			if o, ok := in.option(k, main, got); ok && in.room(k, len(i.Options), MaxOptions) {
+				i.Options = in.addOption(i.Options, o)
+			}
+		case "relay":
+			i.Relay = in.relays(main, i.Relay)
+		case "portal":
+			if i.Portal != "" {
+				in.add(problem.EDuplicate, k.line, "a second "+in.tag("portal")+" in one "+in.tag("interface"), "keep one")
 				continue
 			}
-			i.Boot = &Boot{k.line, cut(got["server"].value), cut(main.value)}
+			i.Portal = in.portal(main)
 		}
 	}
 	in.noText(e, "")
@@ -394,8 +410,6 @@ func version(ip netip.Addr) int {
 	return 6
 }
 
-func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "") }
-
 // tag is an element's name as it is written.
 func (in *interpreter) tag(name string) string { return fmt.Sprintf(in.form.tag, clip(name)) }
 
@@ -421,6 +435,12 @@ func (in *interpreter) example(name string) string {
 		x, y = `proto="tcp" port="8022" to="22"`, "{proto: tcp, port: 8022, to: 22}"
 	case "boot":
 		x, y = `server="203.0.113.5" file="ipxe.efi"`, "{server: 203.0.113.5, file: ipxe.efi}"
+	case "option":
+		x, y = `code="43" type="hex" value="01:04:0a"`, `{code: 43, type: hex, value: "01:04:0a"}`
+	case "relay":
+		x, y = `server="192.0.2.11"`, "192.0.2.11"
+	case "portal":
+		x, y = `url="https://portal.example.org/api"`, `"https://portal.example.org/api"`
 	}
 	if in.form == yamlForm {
 		return fmt.Sprintf("write %s: %s", name, y)

@@ -50,7 +50,7 @@ type Interface struct {
 	Line      int
 	MAC       mac.Addr // zero: matched by order
 	Network   string
-	Client    string // "", "auto" or "classic"
+	Client    string // "", "auto", "routed" or "classic"
 	MTU       uint16
 	Addresses []Address
 	Prefixes  []Prefix
@@ -60,7 +60,10 @@ type Interface struct {
 	Routes    []netip.Prefix // handed to the guest, via its gateway
 	NAT       string         // "", "none", "masquerade"
 	Forwards  []Forward
-	Boot      *Boot
+	Boots     []Boot
+	Options   []Option
+	Relay     []netip.Addr // the DHCP servers that this NIC's guest is relayed to
+	Portal    string       // URI of the captive portal's API (RFC 8910)
 }
 
 // Address is one <address ip=.../>; the first of each family is the one offered.
@@ -84,8 +87,21 @@ type Forward struct {
 	Port, To uint16
 }
 
-// Boot is <boot server=... file=.../>.
+// Boot is <boot for=... file=... server=... once=.../>: what one kind of
+// firmware loads.
 type Boot struct {
-	Line         int
-	Server, File string
+	Line   int
+	For    string     // "", a word of BootClients, or an architecture as a decimal number (RFC 4578 §2.1)
+	File   string     // a path for TFTP, or a URL
+	Server netip.Addr // next-server; not valid: none
+	Once   bool       // until the machine has booted from it
+}
+
+// Option is <option code=... type=... value=... force=.../>: a DHCPv4 option in
+// the form in which it is sent.
+type Option struct {
+	Line  int
+	Code  uint8
+	Data  []byte
+	Force bool // also to clients that do not ask for it
 }

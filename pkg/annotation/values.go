@@ -100,7 +100,7 @@ func (in *interpreter) servers(a attr, have []netip.Addr) []netip.Addr {
 			continue
 		}
 		switch {
-		case ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || (ip.Is4() && (ip.As4()[0] == 0 || ip.As4()[0] >= 240)):
+		case !reachable(ip):
 			in.bad(a, v, "is not an address that a guest can reach", "write the server's own address")
 		case slices.Contains(have, ip):
 			in.add(problem.EDuplicate, a.line, fmt.Sprintf("%s %s is given twice", a.name, ip), "remove one")

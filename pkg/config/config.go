@@ -19,6 +19,15 @@ const (
 
 	MinLease = time.Minute
 	MaxLease = 365 * 24 * time.Hour
+
+	MinV6Only = 5 * time.Minute // MIN_V6ONLY_WAIT (RFC 8925 §3.4)
+	MaxV6Only = 24 * time.Hour
+	MaxRelays = 4
+
+	// A classic lease's prefix has room for a network address, a gateway, the
+	// guest and a broadcast address, and is no more of the Internet than needed.
+	MinClassic = 8
+	MaxClassic = 30
 )
 
 // Default is the configuration without any file: one network, "default".
@@ -43,5 +52,8 @@ func newNetwork(name string) Network {
 		NAT:      NATPrivate,
 		Announce: true,
 		Conflict: "refuse",
+		Client:   "auto",
+		Classic:  24,
+		Decline:  "offer",
 	}
 }

@@ -19,7 +19,9 @@ const maxProblems = 32
 
 var (
 	topKeys     = []string{"networks", "forwarding", "launch", "libvirt"}
-	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict"}
+	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict",
+		"client", "classic", "decline", "ipv6_only", "portal", "relay"}
+	relayKeys = []string{"servers", "link4", "link6", "source4"}
 )
 
 // Parse reads one file over the defaults. What is wrong is left at its default
@@ -182,7 +184,7 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 			n.MTU = uint16(m)
 		}
 	case "lease":
-		p.lease(e, &n.Lease)
+		p.duration(e, &n.Lease, MinLease, MaxLease)
 	case "nat":
 		v, ok := p.scalar(e)
 		if ok && (v == "snat" || strings.HasPrefix(v, "snat ")) {
@@ -205,6 +207,18 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 			n.Conflict = "refuse"
 			p.add(problem.EUnsupported, e.Line, p.key("conflict")+": this version does not start a VM whose address another one has", "use conflict: refuse")
 		}
+	case "client":
+		p.word(e, &n.Client, "auto", "routed", "classic")
+	case "classic":
+		p.classic(e, &n.Classic)
+	case "decline":
+		p.word(e, &n.Decline, "offer", "hold")
+	case "ipv6_only":
+		p.duration(e, &n.V6Only, MinV6Only, MaxV6Only)
+	case "portal":
+		p.portal(e, &n.Portal)
+	case "relay":
+		p.relay(e, &n.Relay)
 	default:
 		p.unknown(e, networkKeys)
 	}
@@ -274,7 +288,8 @@ func (p *parser) boolean(e yamltree.Entry, to *bool) {
 	}
 }
 
-func (p *parser) lease(e yamltree.Entry, to *time.Duration) {
+// duration reads a time in whole seconds between two bounds.
+func (p *parser) duration(e yamltree.Entry, to *time.Duration, least, most time.Duration) {
 	v, ok := p.scalar(e)
 	if !ok {
 		return
@@ -289,8 +304,8 @@ func (p *parser) lease(e yamltree.Entry, to *time.Duration) {
 		p.bad(e, v, "has no unit", "write "+v+"s for seconds, or 1h, 30m, 7d")
 	} else if err != nil {
 		p.bad(e, v, "is not a duration", "write it like 1h, 30m or 7d")
-	} else if d < MinLease || d > MaxLease || d%time.Second != 0 {
-		p.bad(e, v, "is not from 1m to 365d in whole seconds", "write it like 1h, 30m or 7d")
+	} else if d < least || d > most || d%time.Second != 0 {
+		p.bad(e, v, fmt.Sprintf("is not from %s to %s in whole seconds", short(least), short(most)), "write it like 1h, 30m or 7d")
 	} else {
 		*to = d
 	}

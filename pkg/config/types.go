@@ -33,6 +33,22 @@ type Network struct {
 	Announce bool       // routes carry our protocol number; false: they stay local (RouteProtocol is kept, the table is not exported; see plan)
 	Isolate  bool
 	Conflict string // "refuse" or "warn"
+
+	Client  string        // "auto", "routed" or "classic": what kind of lease guests get
+	Classic uint8         // length of the prefix that a classic lease pretends to be on the link
+	Decline string        // "offer" or "hold": what follows a DECLINE
+	V6Only  time.Duration // option 108's V6ONLY_WAIT (RFC 8925); 0: not sent
+	Portal  string        // URI of the captive portal's API (RFC 8910); "": none
+	Relay   Relay
+}
+
+// Relay says where guests are relayed to instead of being answered; without
+// servers they are answered.
+type Relay struct {
+	Servers []netip.Addr // DHCPv4 and DHCPv6 servers
+	Link4   netip.Addr   // in the guests' subnet there: link selection (RFC 3527); not valid: giaddr selects it
+	Link6   netip.Addr   // the same for DHCPv6: link-address (RFC 8415 §19.1.1)
+	Source4 netip.Addr   // giaddr, an address of this host; not valid: the one that the route to the server has
 }
 
 // NAT is the class of source translation of a network.

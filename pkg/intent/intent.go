@@ -1,6 +1,7 @@
 package intent
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -142,8 +143,10 @@ func (b *builder) nic(n annotation.NIC, i annotation.Interface) NIC {
 	out := NIC{
 		MAC: n.MAC, Bridge: n.Bridge, Network: net, Lease: net.Lease, Routes: i.Routes, Line: i.Line,
 		DNS: either(i.DNS, net.DNS), NTP: either(i.NTP, net.NTP), Search: either(i.Search, net.Search),
+		Client: cmp.Or(i.Client, net.Client), Boots: i.Boots, Options: i.Options, Portal: cmp.Or(i.Portal, net.Portal), Relay: net.Relay,
 		Lines: make(map[netip.Addr]int, len(i.Addresses)),
 	}
+	out.Relay.Servers = either(i.Relay, net.Relay.Servers)
 	if !ok {
 		return out
 	}
@@ -253,17 +256,11 @@ func (b *builder) profile(i annotation.Interface) (config.Network, bool) {
 
 // unsupported refuses what is in the schema but not in this version.
 func (b *builder) unsupported(i annotation.Interface) {
-	if i.Client == "classic" {
-		b.add(problem.EUnsupported, i.Line, `client "classic": this version does not serve guests that refuse a /32`, `use client="auto", which is the default`)
-	}
 	for _, p := range i.Prefixes {
 		b.add(problem.EUnsupported, p.Line, fmt.Sprintf("prefix %s: this version does not give prefixes to guests", p.Net), "remove it, and write single addresses")
 	}
 	for _, f := range i.Forwards {
 		b.add(problem.EUnsupported, f.Line, fmt.Sprintf("forward of port %s/%d: this version does not forward ports", f.Proto, f.Port), "remove it, and give the VM a public address")
-	}
-	if i.Boot != nil {
-		b.add(problem.EUnsupported, i.Boot.Line, "boot: this version does not serve network boot", "remove it")
 	}
 }
 

@@ -69,7 +69,7 @@ func TestDeriveFillsDefaults(t *testing.T) {
 		NICs: []intent.NIC{{
 			MAC: mac.MustParse("52:54:00:ab:cd:01"), Bridge: "s32-web1", Network: c.Networks["default"], Line: 1,
 			Addrs4: []netip.Addr{a("203.0.113.42"), a("203.0.113.43")}, Addrs6: []netip.Addr{a("2001:db8::42")},
-			DNS: []netip.Addr{a("192.0.2.53")}, Search: []string{"default.example"}, Lease: time.Hour, NAT: config.NATPrivate,
+			DNS: []netip.Addr{a("192.0.2.53")}, Search: []string{"default.example"}, Lease: time.Hour, NAT: config.NATPrivate, Client: "auto",
 			Lines: map[netip.Addr]int{a("203.0.113.42"): 1, a("203.0.113.43"): 1, a("2001:db8::42"): 1},
 		}},
 	}
@@ -96,11 +96,11 @@ func TestDeriveOverridesAndMatches(t *testing.T) {
 	c := configuration(t)
 	want := []intent.NIC{
 		{MAC: mac.MustParse("52:54:00:ab:cd:01"), Bridge: "b1", Network: c.Networks["default"], MTU: 1300, Addrs4: []netip.Addr{a("203.0.113.2")}, DNS: []netip.Addr{a("9.9.9.9")},
-			Search: []string{"a.example"}, NTP: []netip.Addr{a("192.0.2.1")}, Routes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Lease: time.Hour, NAT: config.NATNone},
+			Search: []string{"a.example"}, NTP: []netip.Addr{a("192.0.2.1")}, Routes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Lease: time.Hour, NAT: config.NATNone, Client: "auto"},
 		{MAC: mac.MustParse("52:54:00:ab:cd:02"), Bridge: "b2", Network: c.Networks["default"], MTU: 1400, Addrs4: []netip.Addr{a("203.0.113.3")}, DNS: []netip.Addr{a("192.0.2.53")},
-			Search: []string{"default.example"}, Lease: time.Hour, NAT: config.NATAll},
+			Search: []string{"default.example"}, Lease: time.Hour, NAT: config.NATAll, Client: "auto"},
 		{MAC: mac.MustParse("52:54:00:ab:cd:03"), Bridge: "b3", Network: c.Networks["public"], MTU: 1400, Addrs4: []netip.Addr{a("203.0.113.1")},
-			NTP: []netip.Addr{a("192.0.2.123")}, Lease: 2 * time.Hour, NAT: config.NATNone},
+			NTP: []netip.Addr{a("192.0.2.123")}, Lease: 2 * time.Hour, NAT: config.NATNone, Client: "auto"},
 	}
 	if d := cmp.Diff(want, got.NICs, byValue, cmpopts.IgnoreFields(intent.NIC{}, "Line", "Lines")); d != "" {
 		t.Error(d)

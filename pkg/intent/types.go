@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/slash32/slash32/pkg/annotation"
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/mac"
 )
@@ -39,6 +40,11 @@ type NIC struct {
 	Routes  []netip.Prefix
 	Lease   time.Duration
 	NAT     config.NAT
+	Client  string // "auto", "routed" or "classic"
+	Boots   []annotation.Boot
+	Options []annotation.Option
+	Portal  string
+	Relay   config.Relay       // without servers: answered by the responder
 	Lines   map[netip.Addr]int // where the annotation gives each address, for messages
 	Line    int                // the same of the NIC
 }

@@ -1,5 +1,5 @@
 // Package names says what a valid name is: of a host, a domain, a network in
-// the configuration and an interface of the kernel.
+// the configuration, an interface of the kernel and a portal's URI.
 package names
 
 import "strings"
@@ -70,4 +70,27 @@ func plain(s string) bool {
 
 func alnum(c byte) bool {
 	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9')
+}
+
+// MaxURI is the longest URI that fits into one DHCPv4 option, in bytes.
+const MaxURI = 255
+
+// URI tells whether u can be handed out as the URI of a captive portal's API
+// (RFC 8910 §2).
+func URI(u string) bool {
+	scheme, rest, _ := strings.Cut(u, ":")
+	switch scheme {
+	case "http", "https":
+		host, _, _ := strings.Cut(strings.TrimPrefix(rest, "//"), "/")
+		if !strings.HasPrefix(rest, "//") || host == "" {
+			return false
+		}
+	case "urn": // RFC 8910 §2: urn:ietf:params:capport:unrestricted
+		if rest == "" {
+			return false
+		}
+	default:
+		return false
+	}
+	return len(u) <= MaxURI && !strings.ContainsFunc(u, func(c rune) bool { return c <= ' ' || c > '~' })
 }

@@ -304,6 +304,7 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 		Hostname:   vm.Hostname,
 		Domain:     vm.Domain,
 		Search:     slices.Clone(n.Search),
+		Portal:     n.Portal,
 		V4: responder.V4{
 			Gateway: n.Network.Gateway4,
 			DNS:     dns4,
@@ -311,6 +312,10 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 			Lease:   lease,
 			T1:      lease / 2,
 			T2:      uint32(uint64(lease) * 7 / 8),
+			Client:  n.Client,
+			Classic: n.Network.Classic,
+			Hold:    n.Network.Decline == "hold",
+			V6Only:  uint32(n.Network.V6Only / time.Second),
 		},
 		V6: responder.V6{
 			Gateway:   n.Network.Gateway6,
@@ -319,6 +324,12 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 			Preferred: lease,
 			Valid:     lease,
 		},
+	}
+	for _, b := range n.Boots {
+		out.V4.Boots = append(out.V4.Boots, responder.Boot{For: b.For, File: b.File, Server: b.Server, Once: b.Once})
+	}
+	for _, o := range n.Options {
+		out.V4.Options = append(out.V4.Options, responder.Option{Code: o.Code, Data: o.Data, Force: o.Force})
 	}
 	for _, r := range n.Routes {
 		if r.Addr().Is4() {

@@ -32,6 +32,7 @@ type NIC struct {
 	Hostname   string   `json:"hostname,omitempty"`
 	Domain     string   `json:"domain,omitempty"`
 	Search     []string `json:"search,omitempty"`
+	Portal     string   `json:"portal,omitempty"` // URI of the captive portal's API (RFC 8910)
 	V4         V4       `json:"v4"`
 	V6         V6       `json:"v6"`
 }
@@ -47,6 +48,27 @@ type V4 struct {
 	Lease   uint32         `json:"lease"`
 	T1      uint32         `json:"t1"`
 	T2      uint32         `json:"t2"`
+	Client  string         `json:"client,omitempty"`  // "auto" (also when empty), "routed" or "classic"
+	Classic uint8          `json:"classic,omitempty"` // length of the prefix of a classic lease; 0: 24
+	Hold    bool           `json:"hold,omitempty"`    // after a DECLINE, offer nothing for a while
+	V6Only  uint32         `json:"v6only,omitempty"`  // V6ONLY_WAIT (RFC 8925); 0: not sent
+	Boots   []Boot         `json:"boots,omitempty"`
+	Options []Option       `json:"options,omitempty"`
+}
+
+// Boot is what one kind of firmware is told to load.
+type Boot struct {
+	For    string     `json:"for,omitempty"`   // as annotation.Boot has it
+	File   string     `json:"file"`            // a path for TFTP, or a URL; at most 255 bytes
+	Server netip.Addr `json:"server,omitzero"` // next-server; not valid: none
+	Once   bool       `json:"once,omitempty"`  // until the machine has booted from it
+}
+
+// Option is a DHCPv4 option as it is sent.
+type Option struct {
+	Code  uint8  `json:"code"`
+	Data  []byte `json:"data"`            // 1 to 255 bytes
+	Force bool   `json:"force,omitempty"` // also to clients that do not ask for it
 }
 
 // V6 is the IPv6 side. Times are in seconds.
