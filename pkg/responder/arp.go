@@ -11,7 +11,10 @@ import (
 // protocol address.
 type arpTemplates struct{ reply []byte }
 
-const offARPTarget = wire.EtherLen + 24
+const (
+	offARPSender = wire.EtherLen + 14
+	offARPTarget = wire.EtherLen + 24
+)
 
 func compileARP(n NIC) arpTemplates {
 	b := wire.AppendEther(nil, wire.Ether{Dst: n.GuestMAC, Src: n.GatewayMAC, Type: wire.EtherTypeARP})
@@ -24,11 +27,11 @@ func compileARP(n NIC) arpTemplates {
 	})}
 }
 
-// respondARP answers for the gateway and for nothing else. Silence on the
-// guest's own addresses is what lets its duplicate detection succeed (RFC 5227
-// §2.1.1); a probe for the gateway's address is answered, which is the defence
-// of ours.
-func (l *Link) respondARP(b, out []byte) ([]byte, Verdict) {
+// respondARP answers for the gateway, and to a guest with a classic lease for
+// all that it believes on its link. Silence on the guest's own addresses is what
+// lets its duplicate detection succeed (RFC 5227 §2.1.1); a probe for the
+// gateway's address is answered, which is the defence of ours.
+func (l *Link) respondARP(profile Profile, b, out []byte) ([]byte, Verdict) {
 	p, ok := wire.ParseARP(b)
 	switch {
 	case !ok:
@@ -40,12 +43,25 @@ func (l *Link) respondARP(b, out []byte) ([]byte, Verdict) {
 	case p.Sender == p.Target:
 		return nil, ARPAnnouncement
 	case p.Target == l.gw4:
-		out = append(out[:0], l.arp.reply...)
-		sender := p.Sender.As4()
-		copy(out[offARPTarget:], sender[:])
-		return out, ARPReply
+		return l.arpReply(p, out), ARPReply
 	case slices.Contains(l.own4, p.Target):
 		return nil, ARPOwn
+	case profile == ProfileClassic && arpable(p.Target):
+		return l.arpReply(p, out), ARPProxy
 	}
 	return nil, ARPOther
+}
+
+func (l *Link) arpReply(p wire.ARP, out []byte) []byte {
+	out = append(out[:0], l.arp.reply...)
+	target, sender := p.Target.As4(), p.Sender.As4()
+	copy(out[offARPSender:], target[:])
+	copy(out[offARPTarget:], sender[:])
+	return out
+}
+
+// arpable tells whether a is an address that can be behind the gateway. Those
+// of RFC 3927 are never routed: a guest that gives itself one must find it free.
+func arpable(a netip.Addr) bool {
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && a != broadcast4
 }

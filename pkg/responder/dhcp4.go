@@ -3,145 +3,42 @@ package responder
 import (
 	"encoding/binary"
 	"net/netip"
-	"strings"
+	"slices"
+	"time"
 
 	"github.com/slash32/slash32/pkg/mac"
-	"github.com/slash32/slash32/pkg/names"
 	"github.com/slash32/slash32/pkg/wire"
 )
 
-// The options of a lease in the order in which they are sent. The message type
-// has to be first.
-const (
-	o4MessageType = iota
-	o4ServerID
-	o4Lease
-	o4T1
-	o4T2
-	o4SubnetMask
-	o4Router
-	o4Routes      // 121 with the extra routes
-	o4RoutesShort // 121 without them
-	o4DNS
-	o4Domain
-	o4Hostname
-	o4Search
-	o4MTU
-	o4NTP
-	o4Microsoft      // 249 with the extra routes
-	o4MicrosoftShort // 249 without them
-
-	numOptions4
-)
-
-// optionSet4 is a set of the options above, a bit each.
-type optionSet4 uint32
-
-func setOf4(options ...int) (s optionSet4) {
-	for _, o := range options {
-		s |= 1 << o
-	}
-	return s
-}
-
-// drop4 lists, the least important first, what is left out when a reply would
-// be longer than the client or the link takes. Where one stands for another
-// (the routes) the shorter takes its place. What is not listed fits the
-// smallest message together with the longest client identifier.
-var drop4 = [...]struct{ option, instead int }{
-	{o4NTP, -1},
-	{o4Hostname, -1},
-	{o4Search, -1},
-	{o4T2, -1}, // the client then takes 7/8 of the lease (RFC 2131 §4.4.5)
-	{o4T1, -1}, // the client then takes half of the lease
-	{o4Domain, -1},
-	{o4Microsoft, o4MicrosoftShort},
-	{o4Routes, o4RoutesShort},
-	{o4MicrosoftShort, -1},
-	{o4MTU, -1},
-	{o4DNS, -1},
-}
-
-const (
-	minMessage4 = 576 // option 57's least value, also without it (RFC 2132 §9.10)
-	nakText     = "not your address on this link"
-)
+const nakText = "not your address on this link"
 
 // dhcp4Templates has what the replies are put together from.
 type dhcp4Templates struct {
-	head    []byte // from Ethernet to the magic cookie, without what the request decides
-	options [numOptions4][]byte
-	lease   optionSet4 // what OFFER and ACK carry
-	inform  optionSet4 // what the ACK of an INFORM carries
-	whole   [4][]byte  // the same as bytes: lease, inform, each without and with 249
-	nak     []byte     // the options of a NAK
+	head     []byte // from Ethernet to the magic cookie, without what the request decides
+	serverID []byte // option 54
+	tables   [numProfiles]*table4
+	nak      []byte // option 56
 }
 
-func compileDHCP4(n NIC) (dhcp4Templates, error) {
+func compileDHCP4(n NIC) (t dhcp4Templates, err error) {
 	v := n.V4
-	t1, t2 := times4(v)
-	domain, err := wire.AppendNames(nil, nonEmpty(n.Domain)...)
-	if err != nil {
-		return dhcp4Templates{}, err
-	}
-	search, err := wire.AppendNamesCompressed(nil, n.Search...)
-	if err != nil {
-		return dhcp4Templates{}, err
-	}
-	var t dhcp4Templates
-	// An empty option is one that is absent: Windows ignores a message with
-	// one of length 0.
-	put := func(i int, code uint8, data []byte) {
-		if len(data) > 0 {
-			t.options[i] = wire.AppendOption4(nil, code, data)
-		}
-	}
-	u32 := func(x uint32) []byte { return binary.BigEndian.AppendUint32(nil, x) }
-	gateway := wire.AppendAddrs4(nil, v.Gateway)
-	routes, short := routes4(v.Gateway, v.Routes), routes4(v.Gateway, nil)
-
-	put(o4MessageType, wire.Opt4MessageType, []byte{0})
-	put(o4ServerID, wire.Opt4ServerID, gateway)
-	put(o4Lease, wire.Opt4Lease, u32(v.Lease))
-	put(o4T1, wire.Opt4T1, u32(t1))
-	put(o4T2, wire.Opt4T2, u32(t2))
-	put(o4SubnetMask, wire.Opt4SubnetMask, []byte{255, 255, 255, 255})
-	put(o4Router, wire.Opt4Router, gateway)
-	put(o4Routes, wire.Opt4ClasslessRoutes, routes)
-	put(o4RoutesShort, wire.Opt4ClasslessRoutes, short)
-	put(o4DNS, wire.Opt4DNS, wire.AppendAddrs4(nil, v.DNS...))
-	if len(domain) > 0 {
-		put(o4Domain, wire.Opt4Domain, []byte(strings.TrimSuffix(n.Domain, ".")))
-	}
-	put(o4Hostname, wire.Opt4Hostname, []byte(label(n.Hostname)))
-	put(o4Search, wire.Opt4Search, search)
-	put(o4MTU, wire.Opt4MTU, binary.BigEndian.AppendUint16(nil, n.MTU))
-	put(o4NTP, wire.Opt4NTP, wire.AppendAddrs4(nil, v.NTP...))
-	put(o4Microsoft, wire.Opt4MicrosoftRoutes, routes)
-	put(o4MicrosoftShort, wire.Opt4MicrosoftRoutes, short)
-
-	microsoft := setOf4(o4Microsoft)
-	t.lease = (1<<numOptions4 - 1) &^ setOf4(o4RoutesShort, o4Microsoft, o4MicrosoftShort)
-	t.inform = t.lease &^ setOf4(o4Lease, o4T1, o4T2)
-	for i, set := range []optionSet4{t.lease, t.lease | microsoft, t.inform, t.inform | microsoft} {
-		t.whole[i] = t.append(nil, set)
-	}
-	t.nak = t.append(nil, setOf4(o4MessageType, o4ServerID))
-	t.nak = wire.AppendOption4(t.nak, wire.Opt4Message, []byte(nakText))
 	t.head = head4(n)
+	t.serverID = wire.AppendOption4(nil, wire.Opt4ServerID, wire.AppendAddrs4(nil, v.Gateway))
+	t.nak = wire.AppendOption4(nil, wire.Opt4Message, []byte(nakText))
+	if !v.Addr.IsValid() {
+		return t, nil
+	}
+	routed, err := compileTable(n, netip.PrefixFrom(v.Addr, 32), v.Gateway, false)
+	if err != nil {
+		return t, err
+	}
+	link, gateway := classic4(v, int(v.Classic))
+	classic, err := compileTable(n, link, gateway, true)
+	if err != nil {
+		return t, err
+	}
+	t.tables = [numProfiles]*table4{routed, routed, classic}
 	return t, nil
-}
-
-// times4 fills in the defaults of RFC 2131 §4.4.5.
-func times4(v V4) (t1, t2 uint32) {
-	t1, t2 = v.T1, v.T2
-	if t2 == 0 {
-		t2 = max(t1, uint32(uint64(v.Lease)*7/8))
-	}
-	if t1 == 0 {
-		t1 = min(v.Lease/2, t2)
-	}
-	return t1, t2
 }
 
 // head4 is a reply up to the magic cookie. The broadcast addresses are those
@@ -153,132 +50,9 @@ func head4(n NIC) []byte {
 	return wire.AppendDHCP4(b, wire.DHCP4{Op: 2, CHAddr: n.GuestMAC})
 }
 
-// routes4 is the data of options 121 and 249: the gateway is on the link, all
-// else is behind it. The gateway comes first, since clients install routes in
-// this order, and the default last.
-func routes4(gateway netip.Addr, extra []netip.Prefix) []byte {
-	b := wire.AppendRoute4(nil, netip.PrefixFrom(gateway, 32), netip.IPv4Unspecified())
-	for _, to := range extra {
-		if to.Bits() > 0 {
-			b = wire.AppendRoute4(b, to, gateway)
-		}
-	}
-	return wire.AppendRoute4(b, netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway)
-}
-
-// label is the first label of a host name, or "" when that is none. Clients
-// hand the name to shell scripts, hence the narrow choice of characters.
-func label(name string) string {
-	name, _, _ = strings.Cut(name, ".")
-	name = strings.Trim(name[:min(len(name), 63)], "-")
-	if !names.Label(name) {
-		return ""
-	}
-	return name
-}
-
-func nonEmpty(s string) []string {
-	if s == "" {
-		return nil
-	}
-	return []string{s}
-}
-
-// append appends the options of a set in their order.
-func (t *dhcp4Templates) append(b []byte, set optionSet4) []byte {
-	for i, o := range t.options {
-		if set&(1<<i) != 0 {
-			b = append(b, o...)
-		}
-	}
-	return b
-}
-
-// appendFitting appends the options of a lease or an INFORM, leaving out what
-// does not fit in room bytes, in the order of drop4.
-func (t *dhcp4Templates) appendFitting(b []byte, room int, inform, microsoft bool) []byte {
-	i, set := 0, t.lease
-	if inform {
-		i, set = 2, t.inform
-	}
-	if microsoft {
-		i, set = i+1, set|setOf4(o4Microsoft)
-	}
-	need := len(t.whole[i])
-	if need <= room {
-		return append(b, t.whole[i]...)
-	}
-	for _, d := range drop4 {
-		if set&(1<<d.option) == 0 {
-			continue
-		}
-		set &^= 1 << d.option
-		need -= len(t.options[d.option])
-		if d.instead >= 0 {
-			set |= 1 << d.instead
-			need += len(t.options[d.instead])
-		}
-		if need <= room {
-			break
-		}
-	}
-	return t.append(b, set)
-}
-
-// request4 is what the options of a client's message say.
-type request4 struct {
-	kind      uint8
-	requested netip.Addr // option 50
-	server    netip.Addr // option 54
-	max       int        // option 57, at least minMessage4
-	microsoft bool       // wants option 249
-	clientID  [255]byte
-	idLen     int
-}
-
-// parse reads the options; ok is false when they are malformed. An option of
-// fixed length counts the first time only.
-func (r *request4) parse(m *wire.DHCP4) (ok bool) {
-	r.max = minMessage4
-	o := m.Options()
-	for o.Next() {
-		switch o.Code {
-		case wire.Opt4MessageType:
-			if len(o.Data) == 1 && r.kind == 0 {
-				r.kind = o.Data[0]
-			}
-		case wire.Opt4RequestedIP:
-			if len(o.Data) == 4 && !r.requested.IsValid() {
-				r.requested = netip.AddrFrom4([4]byte(o.Data))
-			}
-		case wire.Opt4ServerID:
-			if len(o.Data) == 4 && !r.server.IsValid() {
-				r.server = netip.AddrFrom4([4]byte(o.Data))
-			}
-		case wire.Opt4MaxMessage:
-			if len(o.Data) == 2 {
-				r.max = max(minMessage4, int(binary.BigEndian.Uint16(o.Data)))
-			}
-		case wire.Opt4ParameterList:
-			for _, c := range o.Data {
-				r.microsoft = r.microsoft || c == wire.Opt4MicrosoftRoutes
-			}
-		case wire.Opt4VendorClass:
-			r.microsoft = r.microsoft || len(o.Data) >= 4 && string(o.Data[:4]) == "MSFT"
-		case wire.Opt4ClientID:
-			// Parts of one long option are joined (RFC 3396).
-			if len(o.Data) > len(r.clientID)-r.idLen {
-				return false
-			}
-			r.idLen += copy(r.clientID[r.idLen:], o.Data)
-		}
-	}
-	return !o.Malformed()
-}
-
 // respondDHCP4 answers a client's message (RFC 2131 §4.3). toGateway tells
 // that it was sent to the gateway's address, as in RENEWING, not broadcast.
-func (l *Link) respondDHCP4(toGateway bool, b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondDHCP4(g *Guest, now time.Time, toGateway bool, b, out []byte) ([]byte, Verdict) {
 	m, ok := wire.ParseDHCP4(b)
 	switch {
 	case !ok:
@@ -287,25 +61,51 @@ func (l *Link) respondDHCP4(toGateway bool, b, out []byte) ([]byte, Verdict) {
 		return nil, DHCP4Rogue
 	case m.CHAddr != l.guest:
 		return nil, DHCP4Foreign
-	case !m.GIAddr.IsUnspecified():
+	case !m.GIAddr.IsUnspecified() && !slices.Contains(l.own4, m.GIAddr):
+		// A relay of the guest's own may ask for the guest itself (load
+		// generators do), not for others.
 		return nil, DHCP4Relay
-	case !l.offer4.IsValid():
-		return nil, DHCP4NoAddress
 	}
 	var r request4
 	if !r.parse(&m) {
 		return nil, DHCP4Malformed
 	}
+	if !l.offer4.IsValid() {
+		if r.kind == wire.DHCP4Discover && r.autoConf {
+			return l.noAutoConfigure(&m, &r, out), DHCP4NoAutoConfigure
+		}
+		return nil, DHCP4NoAddress
+	}
 	v := l.judge4(&m, &r, toGateway)
 	switch v {
-	case DHCP4Offer:
-		return l.reply4(&m, &r, wire.DHCP4Offer, out), v
-	case DHCP4Ack, DHCP4AckReboot, DHCP4AckRenew, DHCP4AckRebind, DHCP4AckInform:
-		return l.reply4(&m, &r, wire.DHCP4Ack, out), v
+	case DHCP4Decline:
+		if l.hold {
+			g.held = now.Add(holdTime).UnixNano()
+		}
+		return nil, v
 	case DHCP4Nak:
-		return l.reply4(&m, &r, wire.DHCP4Nak, out), v
+		return l.reply4(&m, &r, nil, ProfileRouted, wire.DHCP4Nak, out), v
+	case DHCP4Offer, DHCP4Ack, DHCP4AckReboot:
+		if g.held > now.UnixNano() {
+			return nil, DHCP4Held
+		}
+	case DHCP4AckRenew, DHCP4AckRebind, DHCP4AckInform:
+	default:
+		return nil, v
 	}
-	return nil, v
+	boot := l.bootFor(g, &r)
+	p := l.profile(&r)
+	kind := uint8(wire.DHCP4Ack)
+	switch {
+	case v == DHCP4Offer:
+		kind = wire.DHCP4Offer
+		g.meet(&r, p)
+	case v != DHCP4AckInform:
+		g.meet(&r, p)
+		g.held = 0
+		l.booted(g, &r, boot)
+	}
+	return l.reply4(&m, &r, boot, p, kind, out), v
 }
 
 func (l *Link) judge4(m *wire.DHCP4, r *request4, toGateway bool) Verdict {
@@ -315,8 +115,14 @@ func (l *Link) judge4(m *wire.DHCP4, r *request4, toGateway bool) Verdict {
 	case wire.DHCP4Request:
 		return l.judgeRequest4(m, r, toGateway)
 	case wire.DHCP4Decline:
+		if r.server.IsValid() && r.server != l.gw4 {
+			return DHCP4OtherServer
+		}
 		return DHCP4Decline
 	case wire.DHCP4Release:
+		if r.server.IsValid() && r.server != l.gw4 {
+			return DHCP4OtherServer
+		}
 		return DHCP4Release
 	case wire.DHCP4Inform:
 		return DHCP4AckInform
@@ -353,43 +159,72 @@ func (l *Link) judgeRequest4(m *wire.DHCP4, r *request4, toGateway bool) Verdict
 	return v
 }
 
-// Offsets into a reply's DHCPv4 message.
-const (
-	offXID4     = offDHCP4 + 4
-	offFlags4   = offDHCP4 + 10
-	offCIAddr4  = offDHCP4 + 12
-	offYIAddr4  = offDHCP4 + 16
-	offOptions4 = offDHCP4 + wire.DHCP4FixedLen
-)
+// noAutoConfigure tells a client for which there is no address not to give
+// itself one (RFC 2563 §2.3).
+func (l *Link) noAutoConfigure(m *wire.DHCP4, r *request4, out []byte) []byte {
+	b := l.open4(m, wire.DHCP4Offer, out)
+	b = l.appendClientID(b, r)
+	b = append(b, wire.Opt4AutoConfigure, 1, 0, wire.Opt4End)
+	return l.close4(b, m)
+}
 
-// reply4 writes a reply of the given kind (RFC 2131 tables 3 and §4.1).
-func (l *Link) reply4(m *wire.DHCP4, r *request4, kind uint8, out []byte) []byte {
+// open4 starts a reply, up to and with the server identifier. It is addressed
+// to everybody.
+func (l *Link) open4(m *wire.DHCP4, kind uint8, out []byte) []byte {
 	b := append(out[:0], l.dhcp4.head...)
 	binary.BigEndian.PutUint32(b[offXID4:], m.XID)
 	binary.BigEndian.PutUint16(b[offFlags4:], m.Flags)
+	b = append(b, wire.Opt4MessageType, 1, kind)
+	return append(b, l.dhcp4.serverID...)
+}
 
+// reply4 writes a reply of the given kind (RFC 2131 table 3).
+func (l *Link) reply4(m *wire.DHCP4, r *request4, boot *boot4, p Profile, kind uint8, out []byte) []byte {
+	b := l.open4(m, kind, out)
 	if kind == wire.DHCP4Nak {
-		b = append(b, l.dhcp4.nak...)
-	} else {
-		inform := r.kind == wire.DHCP4Inform
-		l.address4(b, m, inform, kind == wire.DHCP4Ack)
-		// Option 57 counts the whole datagram, to be on the safe side.
-		room := min(r.max, l.limit-wire.EtherLen) - wire.IPv4Len - wire.UDPLen - wire.DHCP4FixedLen
-		room -= 1 // the end option
-		if r.idLen > 0 {
-			room -= 2 + r.idLen
+		if !m.GIAddr.IsUnspecified() {
+			b[offFlags4] |= wire.DHCP4Broadcast >> 8 // RFC 2131 §4.3.2: its address may be wrong
 		}
-		b = l.dhcp4.appendFitting(b, room, inform, r.microsoft)
+		b = l.appendClientID(append(b, l.dhcp4.nak...), r)
+		return l.close4(append(b, wire.Opt4End), m)
 	}
-	b[offOptions4+2] = kind
-	if r.idLen > 0 {
-		b = wire.AppendOption4(b, wire.Opt4ClientID, r.clientID[:r.idLen]) // RFC 6842
+	a := answer4{link: l, table: l.dhcp4.tables[p], req: r, boot: boot, lease: r.kind != wire.DHCP4Inform}
+	l.address4(b, m, !a.lease, kind == wire.DHCP4Ack)
+	if a.lease {
+		b = append(b, a.table.get(wire.Opt4Lease).whole...)
 	}
-	b = append(b, wire.Opt4End)
+	if boot != nil {
+		copy(b[offSIAddr4:], boot.siaddr[:])
+		copy(b[offFile4:offFile4+fileLen], boot.file)
+	}
+	b = l.appendClientID(b, r)
+	a.choose()
+	// Option 57 counts the whole datagram, to be on the safe side.
+	room := min(r.max, l.limit-wire.EtherLen) - (len(b) - wire.EtherLen)
+	return l.close4(a.write(b, room), m)
+}
+
+// appendClientID echoes option 61 (RFC 6842).
+func (l *Link) appendClientID(b []byte, r *request4) []byte {
+	if r.idLen == 0 {
+		return b
+	}
+	return wire.AppendOption4(b, wire.Opt4ClientID, r.clientID[:r.idLen])
+}
+
+// close4 pads a reply, turns one to the relay agent that asked (RFC 2131 §4.1)
+// and fills in lengths and checksums.
+func (l *Link) close4(b []byte, m *wire.DHCP4) []byte {
 	for len(b) < offDHCP4+wire.DHCP4MinLen {
 		b = append(b, 0)
 	}
-
+	if !m.GIAddr.IsUnspecified() {
+		to := m.GIAddr.As4()
+		copy(b, l.guest[:])
+		copy(b[offIPv4Dst:], to[:])
+		copy(b[offGIAddr4:], to[:])
+		binary.BigEndian.PutUint16(b[offUDP4+2:], wire.DHCP4ServerPort)
+	}
 	binary.BigEndian.PutUint16(b[offIPv4Len:], uint16(len(b)-wire.EtherLen))
 	wire.SetIPv4Checksum(b[wire.EtherLen:])
 	binary.BigEndian.PutUint16(b[offUDP4+4:], uint16(len(b)-offUDP4))

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/marks"
@@ -44,6 +45,7 @@ func fullNIC() responder.NIC {
 			DNS:    []netip.Addr{ip("9.9.9.9"), ip("1.1.1.1")},
 			NTP:    []netip.Addr{ip("203.0.113.1")},
 			Lease:  3600, T1: 1800, T2: 3150,
+			Client: "routed",
 		},
 		V6: responder.V6{
 			Gateway: gateway6, Addrs: []netip.Addr{guest6, second6},
@@ -309,6 +311,13 @@ func dhcp4Messages() []message {
 		{"inform_without_ciaddr", client4{kind: wire.DHCP4Inform}.frame(), responder.DHCP4AckInform},
 		{"decline", client4{kind: wire.DHCP4Decline, options: ours + wanted}.frame(), responder.DHCP4Decline},
 		{"release", client4{kind: wire.DHCP4Release, m: has(guest4), src: guest4, dst: gateway4, options: ours}.frame(), responder.DHCP4Release},
+		{"discover_preferences", client4{kind: wire.DHCP4Discover, options: id + opt4(wire.Opt4ParameterList, "\x2a\x06\x79\x03\x01\x77\xfb")}.frame(), responder.DHCP4Offer},
+		{"discover_fqdn", client4{kind: wire.DHCP4Discover, options: opt4(wire.Opt4FQDN, "\x01\x00\x00old") + opt4(wire.Opt4ParameterList, "\x03\x51")}.frame(), responder.DHCP4Offer},
+		{"decline_other_server", client4{kind: wire.DHCP4Decline, options: opt4Addr(wire.Opt4ServerID, strange4) + wanted}.frame(), responder.DHCP4OtherServer},
+		{"release_other_server", client4{kind: wire.DHCP4Release, m: has(guest4), src: guest4, dst: gateway4, options: opt4Addr(wire.Opt4ServerID, strange4)}.frame(), responder.DHCP4OtherServer},
+		{"lease_query", client4{kind: 10, m: has(guest4)}.frame(), responder.DHCP4Unknown},
+		{"relayed_own", client4{kind: wire.DHCP4Discover, m: wire.DHCP4{GIAddr: guest4, Hops: 1}}.frame(), responder.DHCP4Offer},
+		{"relayed_own_wrong", client4{kind: wire.DHCP4Request, m: wire.DHCP4{GIAddr: guest4, Hops: 1}, options: wrong}.frame(), responder.DHCP4Nak},
 		{"relayed", client4{kind: wire.DHCP4Discover, m: wire.DHCP4{GIAddr: strange4}}.frame(), responder.DHCP4Relay},
 		{"chaddr_foreign", client4{kind: wire.DHCP4Discover, m: wire.DHCP4{CHAddr: strangeMAC}}.frame(), responder.DHCP4Foreign},
 		{"offer_rogue", client4{kind: wire.DHCP4Offer}.frame(), responder.DHCP4Rogue},
@@ -370,4 +379,13 @@ func dhcp6Messages() []message {
 		{"ia_short", client6{kind: wire.DHCP6Solicit, options: client + opt6(wire.Opt6IANA, "short")}.frame(), responder.DHCP6Malformed},
 		{"ia_address_short", client6{kind: wire.DHCP6Solicit, options: client + ia6(wire.Opt6IANA, 7, opt6(wire.Opt6IAAddr, "short"))}.frame(), responder.DHCP6Malformed},
 	}
+}
+
+// epoch is when the frames of the tests arrive.
+var epoch = time.Date(2026, 11, 25, 8, 0, 0, 0, time.UTC)
+
+// respond is Respond for a guest of which nothing is known.
+func respond(l *responder.Link, frame, out []byte) ([]byte, responder.Verdict) {
+	var g responder.Guest
+	return l.Respond(&g, epoch, frame, out)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/wire"
@@ -40,7 +41,13 @@ type Link struct {
 	own6   []netip.Addr
 	gw4    netip.Addr // invalid: no ARP, no DHCPv4
 	gw6    netip.Addr
-	offer4 netip.Addr // invalid: no DHCPv4
+	offer4 netip.Addr // invalid: no lease
+	forced Profile    // unknown: the guest's messages decide
+	hold   bool       // offer nothing for a while after a DECLINE
+
+	fqdn    fqdn4
+	boots   []boot4
+	bootsID uint64 // their fingerprint; 0: there are none
 }
 
 // Compile checks n and precomputes every reply that it can lead to. An MTU of
@@ -69,14 +76,9 @@ func Compile(n NIC) (*Link, error) {
 	}
 	l.own4 = append(l.own4, n.V4.Extra...)
 	if l.v4 {
-		l.arp = compileARP(n)
-	}
-	if l.offer4.IsValid() {
-		t, err := compileDHCP4(n)
-		if err != nil {
+		if err := l.compile4(n); err != nil {
 			return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
 		}
-		l.dhcp4 = t
 	}
 	if l.v6 {
 		search, err := wire.AppendNames(nil, n.searchList()...)
@@ -87,6 +89,21 @@ func Compile(n NIC) (*Link, error) {
 		l.dhcp6 = compileDHCP6(n, search)
 	}
 	return l, nil
+}
+
+func (l *Link) compile4(n NIC) (err error) {
+	l.arp = compileARP(n)
+	l.forced, l.hold = ParseProfile(n.V4.Client), n.V4.Hold
+	if l.dhcp4, err = compileDHCP4(n); err != nil {
+		return err
+	}
+	if l.fqdn, err = compileFQDN(n); err != nil {
+		return err
+	}
+	if len(n.V4.Boots) > 0 {
+		l.boots, l.bootsID = compileBoots(n.V4.Boots)
+	}
+	return nil
 }
 
 func check(n NIC) error {
@@ -123,6 +140,23 @@ func check4(n NIC) error {
 		return errors.New("the DHCPv4 lease time is 0")
 	case v.T1 > v.T2 && v.T2 != 0 || v.T2 > v.Lease || v.T1 > v.Lease:
 		return fmt.Errorf("the times T1 %d, T2 %d and lease %d are not in this order", v.T1, v.T2, v.Lease)
+	case v.Classic > 30:
+		return fmt.Errorf("a prefix of length %d has no room for guest and gateway", v.Classic)
+	}
+	switch v.Client {
+	case "", "auto", "routed", "classic":
+	default:
+		return fmt.Errorf("the client %q is not auto, routed or classic", v.Client)
+	}
+	for _, o := range v.Options {
+		if o.Code == wire.Opt4Pad || o.Code == wire.Opt4End || len(o.Data) == 0 || len(o.Data) > 255 {
+			return fmt.Errorf("option %d of %d bytes cannot be sent", o.Code, len(o.Data))
+		}
+	}
+	for _, b := range v.Boots {
+		if b.File == "" || len(b.File) > 255 {
+			return fmt.Errorf("a boot file's name has %d bytes, not 1 to 255", len(b.File))
+		}
 	}
 	return nil
 }
@@ -158,14 +192,15 @@ func (n NIC) searchList() []string {
 	return n.Search
 }
 
-// Respond judges one frame from the guest. The reply, if any, is written into
-// out, whose capacity must be at least MaxReply and which must not overlap
-// frame, and returned as out[:n]; nil means silence. It is pure and allocates
-// nothing.
+// Respond judges one frame from the guest that arrived at now. The reply, if
+// any, is written into out, whose capacity must be at least MaxReply and which
+// must not overlap frame, and returned as out[:n]; nil means silence. What the
+// frame tells of the guest is noted in g. It depends on nothing else and
+// allocates nothing.
 //
 // The link is the identity: whatever a frame claims, a reply goes to the
 // guest's MAC, to broadcast or to an IPv6 multicast group, and nowhere else.
-func (l *Link) Respond(frame, out []byte) ([]byte, Verdict) {
+func (l *Link) Respond(g *Guest, now time.Time, frame, out []byte) ([]byte, Verdict) {
 	eth, b, ok := wire.ParseEther(frame)
 	switch {
 	case !ok:
@@ -175,16 +210,16 @@ func (l *Link) Respond(frame, out []byte) ([]byte, Verdict) {
 	case eth.Src != l.guest:
 		return nil, Foreign
 	case eth.Type == wire.EtherTypeARP && l.v4:
-		return l.respondARP(b, out)
+		return l.respondARP(g.Profile, b, out)
 	case eth.Type == wire.EtherTypeIPv4 && l.v4:
-		return l.respondIPv4(b, out)
+		return l.respondIPv4(g, now, b, out)
 	case eth.Type == wire.EtherTypeIPv6 && l.v6:
 		return l.respondIPv6(b, out)
 	}
 	return nil, NotOurs
 }
 
-func (l *Link) respondIPv4(b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondIPv4(g *Guest, now time.Time, b, out []byte) ([]byte, Verdict) {
 	ip, b, ok := wire.ParseIPv4(b)
 	switch {
 	case !ok:
@@ -205,7 +240,7 @@ func (l *Link) respondIPv4(b, out []byte) ([]byte, Verdict) {
 	case ip.Dst != broadcast4 && ip.Dst != l.gw4:
 		return nil, NotOurs
 	}
-	return l.respondDHCP4(ip.Dst == l.gw4, b, out)
+	return l.respondDHCP4(g, now, ip.Dst == l.gw4, b, out)
 }
 
 func (l *Link) respondIPv6(b, out []byte) ([]byte, Verdict) {

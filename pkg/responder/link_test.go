@@ -27,7 +27,7 @@ func TestGolden(t *testing.T) {
 	out := make([]byte, 0, responder.MaxReply)
 	got := &txtar.Archive{Comment: []byte("The verdict and the reply to each message of frames_test.go.\nWrite it anew with go test -run Golden -update.\n")}
 	for _, m := range messages() {
-		reply, v := l.Respond(m.frame, out)
+		reply, v := respond(l, m.frame, out)
 		text := fmt.Sprintf("%s\n%s", v, hex.Dump(reply))
 		got.Files = append(got.Files, txtar.File{Name: m.name, Data: []byte(text)})
 	}
@@ -48,14 +48,19 @@ func TestGolden(t *testing.T) {
 func TestVerdicts(t *testing.T) {
 	l := mustCompile(t, fullNIC())
 	out := make([]byte, 0, responder.MaxReply)
-	seen := map[responder.Verdict]bool{responder.DHCP4NoAddress: true} // TestNoIPv4
+	seen := map[responder.Verdict]bool{
+		responder.DHCP4NoAddress:       true, // TestNoIPv4
+		responder.ARPProxy:             true, // TestClassicARP
+		responder.DHCP4Held:            true, // TestHold
+		responder.DHCP4NoAutoConfigure: true, // TestNoAutoConfigure
+	}
 	names := map[string]bool{}
 	for _, m := range messages() {
 		if names[m.name] {
 			t.Errorf("two messages are called %s", m.name)
 		}
 		names[m.name] = true
-		reply, v := l.Respond(m.frame, out)
+		reply, v := respond(l, m.frame, out)
 		seen[v] = true
 		if v != m.want {
 			t.Errorf("%s: verdict %s, want %s", m.name, v, m.want)
@@ -75,7 +80,7 @@ func checkReply(t *testing.T, l *responder.Link, n responder.NIC, frame, reply [
 	if v >= responder.NumVerdicts {
 		t.Fatalf("verdict %d of %d", v, responder.NumVerdicts)
 	}
-	again, v2 := l.Respond(frame, make([]byte, responder.MaxReply))
+	again, v2 := respond(l, frame, make([]byte, responder.MaxReply))
 	if v2 != v || !bytes.Equal(again, reply) {
 		t.Errorf("%s: another answer the second time: %s\n%x\n%x", v, v2, reply, again)
 	}
@@ -133,7 +138,7 @@ func TestRespondAllocatesNothing(t *testing.T) {
 	l := mustCompile(t, fullNIC())
 	out := make([]byte, 0, responder.MaxReply)
 	for _, m := range messages() {
-		if n := testing.AllocsPerRun(20, func() { l.Respond(m.frame, out) }); n != 0 {
+		if n := testing.AllocsPerRun(20, func() { respond(l, m.frame, out) }); n != 0 {
 			t.Errorf("%s: %v allocations", m.name, n)
 		}
 	}
@@ -205,17 +210,17 @@ func TestNoIPv4(t *testing.T) {
 	n := fullNIC()
 	n.V4 = responder.V4{Gateway: gateway4}
 	l := mustCompile(t, n)
-	if r, v := l.Respond(discover, out); r != nil || v != responder.DHCP4NoAddress {
+	if r, v := respond(l, discover, out); r != nil || v != responder.DHCP4NoAddress {
 		t.Errorf("DISCOVER without an address: %s %x", v, r)
 	}
-	if _, v := l.Respond(arp, out); v != responder.ARPReply {
+	if _, v := respond(l, arp, out); v != responder.ARPReply {
 		t.Errorf("ARP for the gateway without an address: %s, want %s", v, responder.ARPReply)
 	}
 
 	n.V4 = responder.V4{}
 	l = mustCompile(t, n)
 	for _, f := range [][]byte{discover, arp} {
-		if r, v := l.Respond(f, out); r != nil || v != responder.NotOurs {
+		if r, v := respond(l, f, out); r != nil || v != responder.NotOurs {
 			t.Errorf("no IPv4 at all: %s %x", v, r)
 		}
 	}
@@ -231,7 +236,7 @@ func TestNoIPv6(t *testing.T) {
 		change(&n)
 		l := mustCompile(t, n)
 		for _, m := range append(ndMessages(), dhcp6Messages()...) {
-			if r, v := l.Respond(m.frame, out); r != nil || v != responder.NotOurs {
+			if r, v := respond(l, m.frame, out); r != nil || v != responder.NotOurs {
 				t.Errorf("%s: %s: %s %x", name, m.name, v, r)
 			}
 		}
@@ -248,7 +253,7 @@ func BenchmarkRespond(b *testing.B) {
 		b.Run(m.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				l.Respond(m.frame, out)
+				respond(l, m.frame, out)
 			}
 		})
 	}

@@ -35,7 +35,7 @@ func reply6(t *testing.T, b []byte) (eth wire.Ether, h wire.IPv6, payload []byte
 
 func askND(t *testing.T, l *responder.Link, frame []byte, want responder.Verdict) (to mac.Addr, dst netip.Addr, m ndp.Message) {
 	t.Helper()
-	b, v := l.Respond(frame, make([]byte, responder.MaxReply))
+	b, v := respond(l, frame, make([]byte, responder.MaxReply))
 	if v != want || b == nil {
 		t.Fatalf("verdict %s and %d bytes, want %s and a reply", v, len(b), want)
 	}
@@ -171,7 +171,7 @@ func TestRouterAdvertisementFollowsBinding(t *testing.T) {
 
 func ask6(t *testing.T, l *responder.Link, frame []byte, want responder.Verdict) *dhcpv6.Message {
 	t.Helper()
-	b, v := l.Respond(frame, make([]byte, responder.MaxReply))
+	b, v := respond(l, frame, make([]byte, responder.MaxReply))
 	if v != want || b == nil {
 		t.Fatalf("verdict %s and %d bytes, want %s and a reply", v, len(b), want)
 	}
@@ -366,7 +366,7 @@ func TestDHCP6ManyIAs(t *testing.T) {
 			kind, want = wire.DHCP6Rebind, responder.DHCP6Rebind
 		}
 		f := client6{kind: kind, options: options}.frame()
-		b, v := l.Respond(f, make([]byte, responder.MaxReply))
+		b, v := respond(l, f, make([]byte, responder.MaxReply))
 		checkReply(t, l, n, f, b, v)
 		r := ask6(t, l, f, want)
 		if ia := r.Options.OneIANA(); ia == nil || len(ia.Options.Addresses()) < 24 {

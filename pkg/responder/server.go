@@ -76,15 +76,21 @@ type Server struct {
 	sendFailed  atomic.Uint64
 	panics      atomic.Uint64
 
-	mu   sync.Mutex
-	last [History]Exchange
-	seen int // exchanges so far; the newest is last[(seen-1)%History]
+	mu    sync.Mutex
+	last  [History]Exchange
+	seen  int   // exchanges so far; the newest is last[(seen-1)%History]
+	known Guest // what the pump has learned
+
+	keep func(Kept)
 
 	// The pump's own.
-	started time.Time
-	buckets [NumClasses]bucket
-	storms  [NumClasses]pacer
-	refused int // frames limited in a row
+	guest    Guest
+	met      pacer
+	declined pacer
+	started  time.Time
+	buckets  [NumClasses]bucket
+	storms   [NumClasses]pacer
+	refused  int // frames limited in a row
 }
 
 // pacer lets one log line through per logEvery.
@@ -108,6 +114,13 @@ func NewServer(conn FrameConn, link *Link, limits Limits, log logrus.FieldLogger
 		s.buckets[c] = newBucket(limits[c])
 	}
 	return s
+}
+
+// Restore hands the server what an earlier one has kept, and keep, which is
+// called by the pump whenever that changes and must not take long. Call it
+// before Run, or not at all.
+func (s *Server) Restore(kept Kept, keep func(Kept)) {
+	s.guest.Kept, s.known.Kept, s.keep = kept, kept, keep
 }
 
 // Swap replaces the link between two frames; a router advertisement that tells
@@ -164,11 +177,13 @@ func (s *Server) pump(ctx context.Context) error {
 // handle judges one frame and sends the answer. A frame above the limit of its
 // class counts as limited and nothing else; only then the result is false.
 func (s *Server) handle(frame, out []byte) bool {
-	reply, v, ok := s.respond(frame, out)
+	at := time.Now()
+	before := s.guest
+	reply, v, ok := s.respond(at, frame, out)
 	if !ok {
+		s.guest = before
 		return true
 	}
-	at := time.Now()
 	now := at.Sub(s.started)
 	class := v.Class()
 	if !s.buckets[class].take(now) {
@@ -176,9 +191,16 @@ func (s *Server) handle(frame, out []byte) bool {
 		if s.storms[class].ready(now) {
 			s.log.WithField("class", class.String()).Warn("the guest sends more requests than are answered: those above the limit are dropped and counted as rate_limited")
 		}
+		s.guest = before // as if it had not come
 		return false
 	}
 	s.verdicts[v].Add(1)
+	if s.guest != before {
+		s.learned(before, now)
+	}
+	if v == DHCP4Decline && s.declined.ready(now) {
+		s.log.Warn("the guest has found another machine with its IPv4 address on its own link (DECLINE). Fix: look into the guest for a bridge, container or second interface that answers ARP for it")
+	}
 	if class != ClassNone {
 		s.mu.Lock()
 		s.last[s.seen%History] = Exchange{At: at, Verdict: v}
@@ -191,6 +213,23 @@ func (s *Server) handle(frame, out []byte) bool {
 	return true
 }
 
+// learned makes known what the pump has learned of the guest: to who asks for
+// the state, to the file, and when it is another kind of client to the log.
+func (s *Server) learned(before Guest, now time.Duration) {
+	s.mu.Lock()
+	s.known = s.guest
+	s.mu.Unlock()
+	if s.guest.Kept != before.Kept && s.keep != nil {
+		s.keep(s.guest.Kept)
+	}
+	if s.guest.Profile != before.Profile && s.met.ready(now) {
+		s.log.WithFields(logrus.Fields{"client": s.guest.Profile.String(), "vendor": s.guest.Vendor()}).Info("the guest's DHCP client is known: this is the kind of lease that it gets")
+	}
+	if s.guest.Booted != before.Booted {
+		s.log.Info("the guest has booted from the network: its firmware gets no boot file any more")
+	}
+}
+
 func (s *Server) send(frame []byte) {
 	if err := s.conn.WriteFrame(frame); err != nil {
 		// Counted, not logged: a guest that does not read its frames could
@@ -201,9 +240,9 @@ func (s *Server) send(frame []byte) {
 
 // respond asks the link. The core does not panic on any frame; should it after
 // all, the guest loses this answer and not its network.
-func (s *Server) respond(frame, out []byte) (reply []byte, v Verdict, ok bool) {
+func (s *Server) respond(now time.Time, frame, out []byte) (reply []byte, v Verdict, ok bool) {
 	defer s.survive()
-	reply, v = s.link.Load().Respond(frame, out)
+	reply, v = s.link.Load().Respond(&s.guest, now, frame, out)
 	return reply, v, true
 }
 

@@ -14,6 +14,7 @@ const (
 	Foreign                  // Ethernet source is not the guest's MAC
 
 	ARPReply        // answered: a request for the gateway
+	ARPProxy        // answered: a request for another address, of a guest with a classic lease
 	ARPOwn          // a request or probe for an address of the guest: duplicate detection
 	ARPAnnouncement // sender and target are the same address
 	ARPOther        // a request for an address that is nobody's here
@@ -33,22 +34,24 @@ const (
 	RAReply     // answered: a router solicitation
 	RAMulticast // answered: a router solicitation from the unspecified address
 
-	DHCP4Offer       // answered: DISCOVER
-	DHCP4Ack         // answered: REQUEST in SELECTING
-	DHCP4AckReboot   // answered: REQUEST in INIT-REBOOT
-	DHCP4AckRenew    // answered: REQUEST in RENEWING
-	DHCP4AckRebind   // answered: REQUEST in REBINDING
-	DHCP4AckInform   // answered: INFORM
-	DHCP4Nak         // answered: REQUEST for an address that is not the guest's
-	DHCP4OtherServer // REQUEST that names another server
-	DHCP4Decline     // the guest says that somebody else has its address
-	DHCP4Release     // the guest gives its address back
-	DHCP4NoAddress   // the guest has no IPv4 address in its binding
-	DHCP4Foreign     // chaddr is not the guest's MAC
-	DHCP4Relay       // giaddr is set: the guest plays relay
-	DHCP4Rogue       // a server's message: the guest plays server
-	DHCP4Unknown     // BOOTP without a message type, or one that is no client's
-	DHCP4Malformed   // not parseable
+	DHCP4Offer           // answered: DISCOVER
+	DHCP4Ack             // answered: REQUEST in SELECTING
+	DHCP4AckReboot       // answered: REQUEST in INIT-REBOOT
+	DHCP4AckRenew        // answered: REQUEST in RENEWING
+	DHCP4AckRebind       // answered: REQUEST in REBINDING
+	DHCP4AckInform       // answered: INFORM
+	DHCP4Nak             // answered: REQUEST for an address that is not the guest's
+	DHCP4OtherServer     // REQUEST that names another server
+	DHCP4Decline         // the guest says that somebody else has its address
+	DHCP4Release         // the guest gives its address back
+	DHCP4NoAddress       // the guest has no IPv4 address in its binding
+	DHCP4NoAutoConfigure // answered: DISCOVER of a guest without an address: it is not to give itself one
+	DHCP4Held            // a DISCOVER or REQUEST so soon after a DECLINE that nothing is offered
+	DHCP4Foreign         // chaddr is not the guest's MAC
+	DHCP4Relay           // giaddr is set: the guest plays relay
+	DHCP4Rogue           // a server's message: the guest plays server
+	DHCP4Unknown         // BOOTP without a message type, or one that is no client's
+	DHCP4Malformed       // not parseable
 
 	DHCP6Advertise    // answered: SOLICIT
 	DHCP6RapidReply   // answered: SOLICIT with rapid commit
@@ -80,6 +83,7 @@ var verdictNames = [NumVerdicts]string{
 	Foreign:   "foreign",
 
 	ARPReply:        "arp_reply",
+	ARPProxy:        "arp_proxy",
 	ARPOwn:          "arp_own",
 	ARPAnnouncement: "arp_announcement",
 	ARPOther:        "arp_other",
@@ -99,22 +103,24 @@ var verdictNames = [NumVerdicts]string{
 	RAReply:     "ra_reply",
 	RAMulticast: "ra_multicast",
 
-	DHCP4Offer:       "dhcp4_offer",
-	DHCP4Ack:         "dhcp4_ack",
-	DHCP4AckReboot:   "dhcp4_ack_reboot",
-	DHCP4AckRenew:    "dhcp4_ack_renew",
-	DHCP4AckRebind:   "dhcp4_ack_rebind",
-	DHCP4AckInform:   "dhcp4_ack_inform",
-	DHCP4Nak:         "dhcp4_nak",
-	DHCP4OtherServer: "dhcp4_other_server",
-	DHCP4Decline:     "dhcp4_decline",
-	DHCP4Release:     "dhcp4_release",
-	DHCP4NoAddress:   "dhcp4_no_address",
-	DHCP4Foreign:     "dhcp4_foreign",
-	DHCP4Relay:       "dhcp4_relay",
-	DHCP4Rogue:       "dhcp4_rogue",
-	DHCP4Unknown:     "dhcp4_unknown",
-	DHCP4Malformed:   "dhcp4_malformed",
+	DHCP4Offer:           "dhcp4_offer",
+	DHCP4Ack:             "dhcp4_ack",
+	DHCP4AckReboot:       "dhcp4_ack_reboot",
+	DHCP4AckRenew:        "dhcp4_ack_renew",
+	DHCP4AckRebind:       "dhcp4_ack_rebind",
+	DHCP4AckInform:       "dhcp4_ack_inform",
+	DHCP4Nak:             "dhcp4_nak",
+	DHCP4OtherServer:     "dhcp4_other_server",
+	DHCP4Decline:         "dhcp4_decline",
+	DHCP4Release:         "dhcp4_release",
+	DHCP4NoAddress:       "dhcp4_no_address",
+	DHCP4NoAutoConfigure: "dhcp4_no_autoconfigure",
+	DHCP4Held:            "dhcp4_held",
+	DHCP4Foreign:         "dhcp4_foreign",
+	DHCP4Relay:           "dhcp4_relay",
+	DHCP4Rogue:           "dhcp4_rogue",
+	DHCP4Unknown:         "dhcp4_unknown",
+	DHCP4Malformed:       "dhcp4_malformed",
 
 	DHCP6Advertise:    "dhcp6_advertise",
 	DHCP6RapidReply:   "dhcp6_rapid_reply",

@@ -34,6 +34,7 @@ const (
 	Opt4Hostname        = 12
 	Opt4Domain          = 15
 	Opt4MTU             = 26
+	Opt4Broadcast       = 28
 	Opt4NTP             = 42
 	Opt4RequestedIP     = 50
 	Opt4Lease           = 51
@@ -47,8 +48,17 @@ const (
 	Opt4T2              = 59
 	Opt4VendorClass     = 60
 	Opt4ClientID        = 61
+	Opt4TFTPServer      = 66
+	Opt4BootFile        = 67
+	Opt4UserClass       = 77  // RFC 3004
+	Opt4FQDN            = 81  // RFC 4702
+	Opt4Architecture    = 93  // RFC 4578
+	Opt4V6Only          = 108 // RFC 8925
+	Opt4Portal          = 114 // RFC 8910
+	Opt4AutoConfigure   = 116 // RFC 2563
 	Opt4Search          = 119 // RFC 3397
 	Opt4ClasslessRoutes = 121 // RFC 3442
+	Opt4IPXE            = 175 // iPXE's own options, encapsulated
 	Opt4MicrosoftRoutes = 249 // the same, before Windows knew 121
 	Opt4End             = 255
 )

@@ -1,0 +1,150 @@
+package responder
+
+import (
+	"hash/fnv"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/slash32/slash32/pkg/wire"
+)
+
+// Processor architectures (RFC 4578 §2.1 and IANA's registry after it).
+const (
+	archBIOS   = 0
+	archUEFI32 = 6
+	archUEFI   = 7 // "EFI BC", by which x86-64 firmware calls itself
+	archUEFI64 = 9
+	archARM64  = 11
+)
+
+// archWords are the words of Boot.For that stand for architectures.
+var archWords = map[string][]uint16{
+	"bios":   {archBIOS},
+	"uefi":   {archUEFI, archUEFI64},
+	"uefi32": {archUEFI32},
+	"arm64":  {archARM64},
+}
+
+// Vendor classes of firmware (RFC 4578 §2.4, UEFI 2.10 §24.7.3.1).
+const (
+	vendorPXE  = "PXEClient"
+	vendorHTTP = "HTTPClient"
+)
+
+// boot4 is one Boot, compiled.
+type boot4 struct {
+	word   string // "", "http", "ipxe", or for architectures
+	archs  []uint16
+	loader bool // it is iPXE itself
+	url    bool
+	once   bool
+	siaddr [4]byte
+	file   []byte // for the file field; empty when it is too long for it
+	server []byte // options, whole
+	name   []byte
+	class  []byte
+}
+
+// compileBoots returns the entries and their fingerprint, which is not 0.
+func compileBoots(boots []Boot) (bs []boot4, fingerprint uint64) {
+	h := fnv.New64a()
+	for _, b := range boots {
+		c := boot4{
+			word: b.For, archs: archWords[b.For], once: b.Once,
+			loader: isLoader(b.File), url: strings.Contains(b.File, "://"),
+		}
+		if n, err := strconv.ParseUint(b.For, 10, 16); err == nil {
+			c.archs = []uint16{uint16(n)}
+		}
+		if b.Server.Is4() {
+			c.siaddr = b.Server.As4()
+			c.server = wire.AppendOption4(nil, wire.Opt4TFTPServer, []byte(b.Server.String()))
+		}
+		if len(b.File) < fileLen {
+			c.file = []byte(b.File)
+		}
+		c.name = wire.AppendOption4(nil, wire.Opt4BootFile, []byte(b.File))
+		if b.For == "http" {
+			// The firmware takes no offer without it.
+			c.class = wire.AppendOption4(nil, wire.Opt4VendorClass, []byte(vendorHTTP))
+		}
+		bs = append(bs, c)
+		for _, s := range []string{b.For, b.File, addrText(b.Server)} {
+			_, _ = h.Write([]byte(s))
+			_, _ = h.Write([]byte{0})
+		}
+	}
+	return bs, h.Sum64() | 1
+}
+
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// isLoader tells whether a file is iPXE, by the names under which its makers
+// and distributions ship it.
+func isLoader(file string) bool {
+	name := strings.ToLower(file[strings.LastIndexByte(file, '/')+1:])
+	base, extension, _ := strings.Cut(name, ".")
+	switch extension {
+	case "efi", "pxe", "kpxe", "kkpxe", "kkkpxe", "lkrn", "usb", "iso":
+	default:
+		return false
+	}
+	return base == "undionly" || base == "snp" || base == "snponly" || strings.HasPrefix(base, "ipxe") || strings.HasSuffix(base, "ipxe")
+}
+
+// bootFor is the entry for the client that sent r, or nil: the most particular
+// one that fits. An iPXE that runs is never given iPXE once more, nor a machine
+// that has booted an entry that is for once.
+func (l *Link) bootFor(g *Guest, r *request4) *boot4 {
+	if len(l.boots) == 0 || !r.firmware() && !r.wants(wire.Opt4BootFile) && !r.wants(wire.Opt4TFTPServer) {
+		return nil
+	}
+	var any, best *boot4
+	for i := range l.boots {
+		b := &l.boots[i]
+		switch {
+		case b.word == "":
+			any = b
+		case b.word == "ipxe" || b.word == "http":
+			if b.word == "ipxe" && r.ipxe || b.word == "http" && r.http && !r.ipxe {
+				best = b
+			}
+		case r.ipxe || r.http || best != nil:
+		default:
+			arch := uint16(archBIOS)
+			if r.hasArch {
+				arch = r.arch
+			}
+			for _, a := range b.archs {
+				if a == arch && r.firmware() {
+					best = b
+				}
+			}
+		}
+	}
+	if best == nil && any != nil && !(r.http && !r.ipxe && !any.url) {
+		best = any
+	}
+	switch {
+	case best == nil, r.ipxe && best.loader, best.once && g.Booted == l.bootsID:
+		return nil
+	}
+	return best
+}
+
+// booted follows a machine from the file that its firmware is given to the
+// lease of the system that it loaded.
+func (l *Link) booted(g *Guest, r *request4, b *boot4) {
+	switch {
+	case b != nil && b.once && r.firmware():
+		g.Booting = l.bootsID
+	case !r.firmware() && g.Booting == l.bootsID && l.bootsID != 0:
+		g.Booted = l.bootsID
+	}
+}
