@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -150,6 +151,27 @@ func (c *command) show(ctx context.Context, args []string) error {
 	return c.print(c.showText(*reply.VM))
 }
 
+// clientText is what kind of lease the guest gets, why, and who it is.
+func clientText(c control.Client) string {
+	s := c.Profile
+	if !c.Forced {
+		s += map[string]string{"routed": " (auto: it asks for option 121)", "classic": " (auto: it does not ask for option 121)"}[c.Profile]
+	}
+	if c.Lease != "" {
+		s += ", " + c.Lease
+	}
+	if c.Vendor != "" {
+		s += ", " + strconv.Quote(c.Vendor)
+	}
+	if c.Firmware {
+		s += ", firmware"
+	}
+	if c.Booted {
+		s += ", has booted from the network"
+	}
+	return s
+}
+
 func (c *command) showText(v control.VM) string {
 	var b strings.Builder
 	line := func(name, format string, args ...any) {
@@ -192,6 +214,9 @@ func (c *command) showText(v control.VM) string {
 		line("  spoofed", "%d IPv4, %d IPv6, %d MAC", n.Spoofed.IPv4, n.Spoofed.IPv6, n.Spoofed.MAC)
 		for _, r := range v.Responder.NICs {
 			if r.Bridge == n.Bridge {
+				if r.Client != nil {
+					line("  client", "%s", clientText(*r.Client))
+				}
 				for _, name := range slices.Sorted(maps.Keys(r.Verdicts)) {
 					line("  frames", "%d %s", r.Verdicts[name], name)
 				}

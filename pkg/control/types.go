@@ -87,6 +87,17 @@ type ResponderNIC struct {
 	Bridge   string            `json:"bridge"`
 	Verdicts map[string]uint64 `json:"verdicts"` // by verdict's name, those above 0
 	Last     []Exchange        `json:"last,omitempty"`
+	Client   *Client           `json:"client,omitempty"` // nil: it has not asked for a lease yet
+}
+
+// Client is the guest's DHCPv4 client as its messages show it.
+type Client struct {
+	Profile  string `json:"profile"`            // routed or classic
+	Forced   bool   `json:"forced,omitempty"`   // by annotation or network; else by what it asks for
+	Lease    string `json:"lease,omitempty"`    // like "203.0.113.42/24 via 203.0.113.1"
+	Vendor   string `json:"vendor,omitempty"`   // the beginning of its vendor class (option 60)
+	Firmware bool   `json:"firmware,omitempty"` // a boot program, not a system
+	Booted   bool   `json:"booted,omitempty"`   // from the network, with once="yes"
 }
 
 // Exchange is one answered or refused frame, newest last; at most 16 are kept.

@@ -17,7 +17,8 @@ type dhcp4Templates struct {
 	head     []byte // from Ethernet to the magic cookie, without what the request decides
 	serverID []byte // option 54
 	tables   [numProfiles]*table4
-	nak      []byte // option 56
+	leases   [numProfiles]string // each profile's lease, for people
+	nak      []byte              // option 56
 }
 
 func compileDHCP4(n NIC) (t dhcp4Templates, err error) {
@@ -38,6 +39,8 @@ func compileDHCP4(n NIC) (t dhcp4Templates, err error) {
 		return t, err
 	}
 	t.tables = [numProfiles]*table4{routed, routed, classic}
+	t.leases[ProfileRouted] = v.Addr.String() + "/32 via " + v.Gateway.String()
+	t.leases[ProfileClassic] = netip.PrefixFrom(v.Addr, link.Bits()).String() + " via " + gateway.String()
 	return t, nil
 }
 

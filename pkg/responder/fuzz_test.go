@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/slash32/slash32/pkg/responder"
+	"github.com/slash32/slash32/pkg/wire"
 )
 
 // FuzzRespond holds every reply to checkReply: it goes to this guest, comes
@@ -25,7 +26,17 @@ func FuzzRespond(f *testing.F) {
 		narrow.V6.Addrs[2+i] = netip.AddrFrom16([16]byte{0x20, 1, 15: byte(i)})
 	}
 	bare.V6.Addrs, bare.V6.DNS, bare.V4.DNS, bare.Search, bare.MTU = nil, nil, nil, nil, 576
-	nics := []responder.NIC{fullNIC(), narrow, bare}
+	booting := fullNIC()
+	booting.V4.Client, booting.V4.V6Only, booting.Portal = "auto", 1800, "https://portal.example.org/api"
+	booting.V4.Boots = []responder.Boot{
+		{For: "bios", File: "undionly.kpxe", Server: strange4}, {For: "ipxe", File: "http://192.0.2.7/x.ipxe", Once: true}, {For: "http", File: "http://192.0.2.7/x.efi"},
+	}
+	booting.V4.Options = []responder.Option{{Code: 43, Data: make([]byte, 255)}, {Code: 224, Data: make([]byte, 255), Force: true}}
+	for _, client := range []string{biosPXE, uefiHTTP, biosIPXE, linux} {
+		f.Add(client4{kind: wire.DHCP4Discover, options: client}.frame())
+		f.Add(client4{kind: wire.DHCP4Request, options: client + opt4Addr(wire.Opt4RequestedIP, guest4)}.frame())
+	}
+	nics := []responder.NIC{fullNIC(), narrow, bare, booting}
 	var links []*responder.Link
 	for _, n := range nics {
 		links = append(links, mustCompile(f, n))

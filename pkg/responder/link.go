@@ -192,6 +192,14 @@ func (n NIC) searchList() []string {
 	return n.Search
 }
 
+// Lease is what a guest of the profile gets by DHCPv4, like "203.0.113.42/24 via
+// 203.0.113.1"; "" when that is nothing.
+func (l *Link) Lease(p Profile) string { return l.dhcp4.leases[p] }
+
+// Forced is the profile that every client gets; ProfileUnknown when its messages
+// decide.
+func (l *Link) Forced() Profile { return l.forced }
+
 // Respond judges one frame from the guest that arrived at now. The reply, if
 // any, is written into out, whose capacity must be at least MaxReply and which
 // must not overlap frame, and returned as out[:n]; nil means silence. What the

@@ -142,6 +142,17 @@ func TestRespondAllocatesNothing(t *testing.T) {
 			t.Errorf("%s: %v allocations", m.name, n)
 		}
 	}
+	nic := fullNIC()
+	nic.V4.Client = "auto"
+	nic.V4.Boots = []responder.Boot{{For: "ipxe", File: "http://192.0.2.7/x.ipxe", Once: true}}
+	auto := mustCompile(t, nic)
+	var g responder.Guest
+	for _, client := range []string{biosPXE, uefiHTTP, biosIPXE, linux} {
+		request := client4{kind: wire.DHCP4Request, options: client + opt4Addr(wire.Opt4RequestedIP, guest4)}.frame()
+		if n := testing.AllocsPerRun(20, func() { auto.Respond(&g, epoch, request, out) }); n != 0 {
+			t.Errorf("%q: %v allocations", client, n)
+		}
+	}
 	if n := testing.AllocsPerRun(20, func() { l.Unsolicited(out) }); n != 0 {
 		t.Errorf("Unsolicited: %v allocations", n)
 	}

@@ -3,7 +3,6 @@ package responder
 import (
 	"encoding/binary"
 	"net/netip"
-	"strings"
 
 	"github.com/slash32/slash32/pkg/wire"
 )
@@ -50,6 +49,9 @@ func (r *request4) wants(code uint8) bool { return r.wanted.has(code) }
 // firmware tells whether the client is a boot program and not a system.
 func (r *request4) firmware() bool { return r.pxe || r.http || r.ipxe || r.hasArch }
 
+// startsWith is strings.HasPrefix without the allocation of a string.
+func startsWith(b []byte, s string) bool { return len(b) >= len(s) && string(b[:len(s)]) == s }
+
 // parse reads the options; ok is false when they are malformed. An option of
 // fixed length counts the first time only; parts of a long one are joined (RFC
 // 3396).
@@ -86,10 +88,9 @@ func (r *request4) parse(m *wire.DHCP4) (ok bool) {
 		case wire.Opt4VendorClass:
 			if r.vendorN == 0 {
 				r.vendorN = uint8(copy(r.vendor[:], o.Data))
-				v := string(r.vendor[:r.vendorN]) // stays on the stack
-				r.microsoft = strings.HasPrefix(v, "MSFT")
-				r.pxe = strings.HasPrefix(v, vendorPXE)
-				r.http = strings.HasPrefix(v, vendorHTTP)
+				r.microsoft = startsWith(o.Data, "MSFT")
+				r.pxe = startsWith(o.Data, vendorPXE)
+				r.http = startsWith(o.Data, vendorHTTP)
 			}
 		case wire.Opt4UserClass:
 			// iPXE sends the bare word, others in the form of RFC 3004 §4.

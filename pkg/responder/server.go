@@ -293,6 +293,13 @@ func (s *Server) unsolicited(out []byte) []byte {
 // Close closes the connection of a server that does not Run.
 func (s *Server) Close() error { return s.conn.Close() }
 
+// Guest returns what is known of the guest now, and the link that it is on.
+func (s *Server) Guest() (Guest, *Link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known, s.link.Load()
+}
+
 // Counters returns the counters as they are now.
 func (s *Server) Counters() Counters {
 	c := Counters{RateLimited: s.rateLimited.Load(), SendFailed: s.sendFailed.Load(), Panics: s.panics.Load()}

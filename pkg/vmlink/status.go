@@ -62,9 +62,38 @@ func (w *statusWriter) append(b []byte, up bool, hash []byte, nics []nic) []byte
 			b = append(b, e.Verdict.String()...)
 			b = append(b, `"}`...)
 		}
-		b = append(b, "]}"...)
+		b = append(b, ']')
+		if g, l := n.server.Guest(); g.Profile != responder.ProfileUnknown {
+			b = appendClient(b, &g, l)
+		}
+		b = append(b, '}')
 	}
 	return append(b, "]}"...)
+}
+
+// appendClient appends the member "client". Nothing in it needs an escape: Vendor
+// has seen to it.
+func appendClient(b []byte, g *responder.Guest, l *responder.Link) []byte {
+	b = append(b, `,"client":{"profile":"`...)
+	b = append(b, g.Profile.String()...)
+	b = append(b, `","lease":"`...)
+	b = append(b, l.Lease(g.Profile)...)
+	b = append(b, `","vendor":"`...)
+	b = append(b, g.Vendor()...)
+	b = append(b, '"')
+	for _, flag := range [...]struct {
+		name string
+		set  bool
+	}{
+		{"forced", l.Forced() != responder.ProfileUnknown},
+		{"firmware", g.Firmware},
+		{"booted", g.Booted != 0},
+	} {
+		if flag.set {
+			b = append(append(append(b, `,"`...), flag.name...), `":true`...)
+		}
+	}
+	return append(b, '}')
 }
 
 // appendCount appends a member of the verdicts if it counted anything. name
