@@ -147,6 +147,7 @@ func (b *builder) nic(n annotation.NIC, i annotation.Interface) NIC {
 		Lines: make(map[netip.Addr]int, len(i.Addresses)),
 	}
 	out.Relay.Servers = either(i.Relay, net.Relay.Servers)
+	b.bootLoop(i)
 	if !ok {
 		return out
 	}
@@ -261,6 +262,22 @@ func (b *builder) unsupported(i annotation.Interface) {
 	}
 	for _, f := range i.Forwards {
 		b.add(problem.EUnsupported, f.Line, fmt.Sprintf("forward of port %s/%d: this version does not forward ports", f.Proto, f.Port), "remove it, and give the VM a public address")
+	}
+}
+
+// bootLoop warns of an iPXE that is loaded and has nothing to load: it is not
+// given itself once more, so the machine would stop there.
+func (b *builder) bootLoop(i annotation.Interface) {
+	for _, boot := range i.Boots {
+		if boot.For == "ipxe" || boot.For == "" && !names.IPXE(boot.File) {
+			return
+		}
+	}
+	for _, boot := range i.Boots {
+		if names.IPXE(boot.File) {
+			b.add(problem.WBootLoop, boot.Line, "boot file "+problem.Quote(boot.File)+" is iPXE, and nothing says what iPXE is to load", `add <boot for="ipxe" file="http://.../boot.ipxe"/>`)
+			return
+		}
 	}
 }
 

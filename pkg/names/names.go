@@ -1,5 +1,6 @@
 // Package names says what a valid name is: of a host, a domain, a network in
-// the configuration, an interface of the kernel and a portal's URI.
+// the configuration, an interface of the kernel, a portal's URI and
+// iPXE.
 package names
 
 import "strings"
@@ -93,4 +94,17 @@ func URI(u string) bool {
 		return false
 	}
 	return len(u) <= MaxURI && !strings.ContainsFunc(u, func(c rune) bool { return c <= ' ' || c > '~' })
+}
+
+// IPXE tells whether a boot file is iPXE itself, by the names under which its
+// makers and distributions ship it.
+func IPXE(file string) bool {
+	name := strings.ToLower(file[strings.LastIndexByte(file, '/')+1:])
+	base, extension, _ := strings.Cut(name, ".")
+	switch extension {
+	case "efi", "pxe", "kpxe", "kkpxe", "kkkpxe", "lkrn":
+	default:
+		return false
+	}
+	return base == "undionly" || base == "snp" || base == "snponly" || strings.HasPrefix(base, "ipxe") || strings.HasSuffix(base, "ipxe")
 }

@@ -34,3 +34,26 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+func TestURI(t *testing.T) {
+	for u, want := range map[string]bool{
+		"https://portal.example.org/api": true, "http://192.0.2.1:8080": true, "urn:ietf:params:capport:unrestricted": true,
+		"": false, "https://": false, "https:///x": false, "https:x": false, "ftp://x": false, "urn:": false, "x": false,
+		"https://a b": false, "https://ä": false, "https://" + strings.Repeat("x", names.MaxURI): false,
+	} {
+		if got := names.URI(u); got != want {
+			t.Errorf("URI(%q) = %v", u, got)
+		}
+	}
+}
+
+func TestIPXE(t *testing.T) {
+	for file, want := range map[string]bool{
+		"undionly.kpxe": true, "a/b/ipxe.efi": true, "http://x/ipxe-x86_64.EFI": true, "snponly.efi": true, "netboot.xyz-ipxe.efi": false, "my-ipxe.pxe": true,
+		"boot.ipxe": false, "ipxe": false, "grubx64.efi": false, "pxelinux.0": false, "": false,
+	} {
+		if got := names.IPXE(file); got != want {
+			t.Errorf("IPXE(%q) = %v", file, got)
+		}
+	}
+}

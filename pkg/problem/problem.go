@@ -117,4 +117,5 @@ const (
 	EStart        Code = "E130" // the responder or bridge could not be set up
 	WForwarding   Code = "W203" // ip_forward is off and we may not change it
 	WUplink       Code = "W208" // no default route, so no uplink to masquerade to
+	WBootLoop     Code = "W210" // iPXE is booted, and nothing says what iPXE boots
 )

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/slash32/slash32/pkg/names"
 	"github.com/slash32/slash32/pkg/wire"
 )
 
@@ -52,7 +53,7 @@ func compileBoots(boots []Boot) (bs []boot4, fingerprint uint64) {
 	for _, b := range boots {
 		c := boot4{
 			word: b.For, archs: archWords[b.For], once: b.Once,
-			loader: isLoader(b.File), url: strings.Contains(b.File, "://"),
+			loader: names.IPXE(b.File), url: strings.Contains(b.File, "://"),
 		}
 		if n, err := strconv.ParseUint(b.For, 10, 16); err == nil {
 			c.archs = []uint16{uint16(n)}
@@ -83,19 +84,6 @@ func addrText(a netip.Addr) string {
 		return ""
 	}
 	return a.String()
-}
-
-// isLoader tells whether a file is iPXE, by the names under which its makers
-// and distributions ship it.
-func isLoader(file string) bool {
-	name := strings.ToLower(file[strings.LastIndexByte(file, '/')+1:])
-	base, extension, _ := strings.Cut(name, ".")
-	switch extension {
-	case "efi", "pxe", "kpxe", "kkpxe", "kkkpxe", "lkrn", "usb", "iso":
-	default:
-		return false
-	}
-	return base == "undionly" || base == "snp" || base == "snponly" || strings.HasPrefix(base, "ipxe") || strings.HasSuffix(base, "ipxe")
 }
 
 // bootFor is the entry for the client that sent r, or nil: the most particular
