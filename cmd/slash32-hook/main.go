@@ -19,6 +19,7 @@ import (
 	"github.com/slash32/slash32/pkg/hook"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/launch"
+	"github.com/slash32/slash32/pkg/probe"
 	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/version"
@@ -48,9 +49,10 @@ func main() {
 		Launcher: func(mode string) hook.Launcher {
 			return launch.New(mode, responderPath(), log)
 		},
-		Poke: func(vm string) bool { return control.Poke(dirs.Socket(), vm) == nil },
-		Now:  time.Now,
-		Log:  log,
+		Poke:  func(vm string) bool { return control.Poke(dirs.Socket(), vm) == nil },
+		Probe: probe.Run,
+		Now:   time.Now,
+		Log:   log,
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	err := h.Run(ctx, os.Args[1:], os.Stdin)

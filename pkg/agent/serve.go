@@ -120,7 +120,7 @@ func (a *agent) fill(ctx context.Context, vms []control.VM) {
 		v.NICs = slices.Clone(v.NICs) // the loop keeps the status that this is a copy of
 		for j := range v.NICs {
 			s := spoofed[v.NICs[j].Bridge]
-			v.NICs[j].Spoofed = control.Spoofed{IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC}
+			v.NICs[j].Spoofed = control.Spoofed{IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, Rogue: s.Rogue}
 		}
 		id, err := uuid.Parse(v.UUID)
 		if err != nil {

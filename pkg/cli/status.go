@@ -211,7 +211,7 @@ func (c *command) showText(v control.VM) string {
 			nat += " by " + n.Uplink
 		}
 		line("  nat", "%s", nat)
-		line("  spoofed", "%d IPv4, %d IPv6, %d MAC", n.Spoofed.IPv4, n.Spoofed.IPv6, n.Spoofed.MAC)
+		line("  spoofed", "%d IPv4, %d IPv6, %d MAC, %d as a DHCP server", n.Spoofed.IPv4, n.Spoofed.IPv6, n.Spoofed.MAC, n.Spoofed.Rogue)
 		for _, r := range v.Responder.NICs {
 			if r.Bridge == n.Bridge {
 				if r.Client != nil {

@@ -20,6 +20,9 @@ const (
 	MinLease = time.Minute
 	MaxLease = 365 * 24 * time.Hour
 
+	MinProbeWait = 50 * time.Millisecond
+	MaxProbeWait = 3 * time.Second
+
 	MinV6Only = 5 * time.Minute // MIN_V6ONLY_WAIT (RFC 8925 §3.4)
 	MaxV6Only = 24 * time.Hour
 	MaxRelays = 4
@@ -52,8 +55,11 @@ func newNetwork(name string) Network {
 		NAT:      NATPrivate,
 		Announce: true,
 		Conflict: "refuse",
-		Client:   "auto",
-		Classic:  24,
-		Decline:  "offer",
+
+		ProbeWait: 500 * time.Millisecond,
+
+		Client:  "auto",
+		Classic: 24,
+		Decline: "offer",
 	}
 }

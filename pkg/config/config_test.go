@@ -87,7 +87,7 @@ networks:
 	public = config.Network{
 		Name: "public", Uplink: "bond1", Table: 90, Gateway4: netip.MustParseAddr("172.16.0.1"), Gateway6: netip.MustParseAddr("fe80::5"),
 		Search: []string{"example.org"}, NTP: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, MTU: 1400, Lease: 7 * 24 * time.Hour,
-		NAT: config.NATNone, Announce: false, Conflict: "refuse", Client: "auto", Classic: 24, Decline: "offer",
+		NAT: config.NATNone, Announce: false, Conflict: "refuse", ProbeWait: 500 * time.Millisecond, Client: "auto", Classic: 24, Decline: "offer",
 	}
 	want.Networks = map[string]config.Network{"default": def, "public": public, "third": third}
 	want.Launch, want.LibvirtURI = "process", "qemu+unix:///system?socket=/run/x"

@@ -26,6 +26,28 @@ func (p *parser) classic(e yamltree.Entry, to *uint8) {
 	*to = uint8(n)
 }
 
+// probe reads how a VM's addresses are looked for before it starts.
+func (p *parser) probe(e yamltree.Entry, n *Network) {
+	vs, ok := p.list(e, 2)
+	if !ok {
+		return
+	}
+	arp, icmp := false, false
+	for _, v := range vs {
+		switch v {
+		case "arp":
+			arp = true
+		case "icmp":
+			icmp = true
+		case "none":
+		default:
+			p.bad(e, v, "is not known", "write [arp], [icmp], [arp, icmp] or none")
+			return
+		}
+	}
+	n.ProbeARP, n.ProbeICMP = arp, icmp
+}
+
 func (p *parser) portal(e yamltree.Entry, to *string) {
 	v, ok := p.scalar(e)
 	if ok && !names.URI(v) {

@@ -19,7 +19,7 @@ const maxProblems = 32
 
 var (
 	topKeys     = []string{"networks", "forwarding", "launch", "libvirt"}
-	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict",
+	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait",
 		"client", "classic", "decline", "ipv6_only", "portal", "relay"}
 	relayKeys = []string{"servers", "link4", "link6", "source4"}
 )
@@ -184,7 +184,7 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 			n.MTU = uint16(m)
 		}
 	case "lease":
-		p.duration(e, &n.Lease, MinLease, MaxLease)
+		p.duration(e, &n.Lease, MinLease, MaxLease, time.Second)
 	case "nat":
 		v, ok := p.scalar(e)
 		if ok && (v == "snat" || strings.HasPrefix(v, "snat ")) {
@@ -203,10 +203,10 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 		}
 	case "conflict":
 		p.word(e, &n.Conflict, "refuse", "warn")
-		if n.Conflict == "warn" {
-			n.Conflict = "refuse"
-			p.add(problem.EUnsupported, e.Line, p.key("conflict")+": this version does not start a VM whose address another one has", "use conflict: refuse")
-		}
+	case "probe":
+		p.probe(e, n)
+	case "probe_wait":
+		p.duration(e, &n.ProbeWait, MinProbeWait, MaxProbeWait, time.Millisecond)
 	case "client":
 		p.word(e, &n.Client, "auto", "routed", "classic")
 	case "classic":
@@ -214,7 +214,7 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 	case "decline":
 		p.word(e, &n.Decline, "offer", "hold")
 	case "ipv6_only":
-		p.duration(e, &n.V6Only, MinV6Only, MaxV6Only)
+		p.duration(e, &n.V6Only, MinV6Only, MaxV6Only, time.Second)
 	case "portal":
 		p.portal(e, &n.Portal)
 	case "relay":
@@ -288,8 +288,8 @@ func (p *parser) boolean(e yamltree.Entry, to *bool) {
 	}
 }
 
-// duration reads a time in whole seconds between two bounds.
-func (p *parser) duration(e yamltree.Entry, to *time.Duration, least, most time.Duration) {
+// duration reads a time between two bounds, a multiple of unit.
+func (p *parser) duration(e yamltree.Entry, to *time.Duration, least, most, unit time.Duration) {
 	v, ok := p.scalar(e)
 	if !ok {
 		return
@@ -304,8 +304,12 @@ func (p *parser) duration(e yamltree.Entry, to *time.Duration, least, most time.
 		p.bad(e, v, "has no unit", "write "+v+"s for seconds, or 1h, 30m, 7d")
 	} else if err != nil {
 		p.bad(e, v, "is not a duration", "write it like 1h, 30m or 7d")
-	} else if d < least || d > most || d%time.Second != 0 {
-		p.bad(e, v, fmt.Sprintf("is not from %s to %s in whole seconds", short(least), short(most)), "write it like 1h, 30m or 7d")
+	} else if d < least || d > most || d%unit != 0 {
+		whole, like := " in whole seconds", "write it like 1h, 30m or 7d"
+		if unit < time.Second {
+			whole, like = "", "write it like 500ms or 1s"
+		}
+		p.bad(e, v, fmt.Sprintf("is not from %s to %s%s", short(least), short(most), whole), like)
 	} else {
 		*to = d
 	}

@@ -32,7 +32,11 @@ type Network struct {
 	SNAT     netip.Addr // with NATSource
 	Announce bool       // routes carry our protocol number; false: they stay local (RouteProtocol is kept, the table is not exported; see plan)
 	Isolate  bool
-	Conflict string // "refuse" or "warn"
+	Conflict string // "refuse" or "warn": what follows when somebody outside of this host has a VM's address
+
+	ProbeARP  bool          // look for that by ARP and Neighbour Discovery on the uplink
+	ProbeICMP bool          // and by ICMP echo
+	ProbeWait time.Duration // how long a start waits for the answer
 
 	Client  string        // "auto", "routed" or "classic": what kind of lease guests get
 	Classic uint8         // length of the prefix that a classic lease pretends to be on the link

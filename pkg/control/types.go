@@ -69,6 +69,8 @@ type Spoofed struct {
 	IPv4 uint64 `json:"ipv4"`
 	IPv6 uint64 `json:"ipv6"`
 	MAC  uint64 `json:"mac"`
+	// Rogue counts what the guest sent as a DHCP server beyond its link.
+	Rogue uint64 `json:"rogue"`
 }
 
 // Responder is the state of one VM's responder: the one line of JSON that its

@@ -19,6 +19,7 @@ import (
 	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/plan"
+	"github.com/slash32/slash32/pkg/probe"
 	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/source"
 	"github.com/slash32/slash32/pkg/spool"
@@ -32,6 +33,7 @@ type Kernel interface {
 	Facts(context.Context) (plan.Facts, error)
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
 	RouteOwner(context.Context, netip.Prefix) (string, error)
+	HostRoute(context.Context, netip.Addr) (kernel.HostRoute, bool, error)
 	Close()
 }
 
@@ -50,8 +52,10 @@ type Hook struct {
 	Launcher func(mode string) Launcher
 	// Poke tells the agent to look again and reports whether one listens.
 	Poke func(vm string) bool
-	Now  func() time.Time
-	Log  logrus.FieldLogger
+	// Probe asks the uplinks' networks who has an address.
+	Probe func(ctx context.Context, targets []probe.Target, wait time.Duration) ([]probe.Hit, []error)
+	Now   func() time.Time
+	Log   logrus.FieldLogger
 }
 
 // The bounds on what an operation waits for.
@@ -70,8 +74,8 @@ func (h *Hook) Run(ctx context.Context, args []string, stdin io.Reader) error {
 	}
 	name, op := args[0], args[1]
 	switch op {
-	case "prepare", "started", "stopped", "release", "reconnect", "attach":
-	default: // start (prepare has done all), migrate, restore, and what a later libvirt may add
+	case "prepare", "started", "stopped", "release", "reconnect", "attach", "migrate":
+	default: // start (prepare has done all), restore, and what a later libvirt may add
 		return nil
 	}
 	xml, err := io.ReadAll(io.LimitReader(stdin, annotation.MaxXML+1))
@@ -98,6 +102,11 @@ func (h *Hook) run(ctx context.Context, op, name string, xml []byte) error {
 	o := &operation{Hook: h, spool: s, name: name, xml: xml}
 	defer o.close()
 	switch op {
+	case "migrate":
+		if id, ok := source.UUID(xml); ok {
+			return s.MarkIncoming(id, h.Now())
+		}
+		return nil
 	case "prepare":
 		return o.prepare(ctx)
 	case "reconnect", "attach":

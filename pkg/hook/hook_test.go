@@ -22,6 +22,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/hook"
 	"github.com/slash32/slash32/pkg/kernel"
+	"github.com/slash32/slash32/pkg/probe"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
 )
@@ -36,6 +37,10 @@ type bed struct {
 	poked  int
 	agent  bool // one listens
 	opened int  // how often the kernel was opened
+
+	probed []probe.Target
+	hits   []probe.Hit
+	misses []error
 
 	failApply error
 	failReady error
@@ -83,8 +88,15 @@ func newBed(t *testing.T) *bed {
 		Kernel:   func() (hook.Kernel, error) { b.opened++; return handle{k, b}, nil },
 		Launcher: func(string) hook.Launcher { return b },
 		Poke:     func(string) bool { b.poked++; return b.agent },
-		Now:      func() time.Time { return b.now },
-		Log:      log,
+		Probe: func(_ context.Context, ts []probe.Target, wait time.Duration) ([]probe.Hit, []error) {
+			if wait != 250*time.Millisecond {
+				t.Errorf("probed for %v", wait)
+			}
+			b.probed = append(b.probed, ts...)
+			return b.hits, b.misses
+		},
+		Now: func() time.Time { return b.now },
+		Log: log,
 	}
 	return b
 }
@@ -240,7 +252,7 @@ func TestNotOurs(t *testing.T) {
 		b.must(op, dom{n: 1, annotation: "-"})
 		b.must(op, dom{n: 1, annotation: "-", nic: "network", bridge: "default"})
 	}
-	for _, op := range []string{"migrate", "restore", "something-new"} {
+	for _, op := range []string{"restore", "something-new"} {
 		b.must(op, web)
 	}
 	if b.opened != 0 || b.poked != 0 {
@@ -277,6 +289,21 @@ func TestRefusals(t *testing.T) {
 		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "s32-vm1", id(1).String()}},
 		{"unknown attribute", nil, dom{n: 2, annotation: `ip4="203.0.113.42"`}, []string{"vm2: E103 line 3", `"ip4"`, `"ipv4"`}},
 		{"malformed address", nil, dom{n: 2, annotation: `ipv4="203.0.113.420"`}, []string{"vm2: E102 line 3", "203.0.113.420"}},
+		{"announced by another host", func(b *bed) {
+			b.uplink()
+			b.sh("ip route add 203.0.113.42 via 192.0.2.3 dev up0 proto bird")
+		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "line 3", "203.0.113.42", "announced by another host", "via 192.0.2.3 dev up0 proto bird"}},
+		{"announced by another host, IPv6", func(b *bed) {
+			b.uplink()
+			b.sh("ip -6 route add 2001:db8::42 via fe80::3 dev up0 proto zebra")
+		}, dom{n: 2, annotation: `ipv6="2001:db8::42"`}, []string{"vm2: E101", "2001:db8::42", "via fe80::3 dev up0 proto zebra"}},
+		{"the host's own address", func(b *bed) { b.uplink() },
+			dom{n: 2, annotation: `ipv4="192.0.2.1"`}, []string{"vm2: E101", "192.0.2.1", "this host itself"}},
+		{"answered on the uplink", func(b *bed) {
+			b.uplink()
+			b.write("slash32.yaml", "networks: {default: {probe: [arp], probe_wait: 250ms}}\n")
+			b.hits = []probe.Hit{{Addr: netip.MustParseAddr("203.0.113.42"), By: "answers ARP at 52:54:00:00:00:99 on up0"}}
+		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "somebody answers ARP at 52:54:00:00:00:99 on up0"}},
 		{"bridge with a physical port", func(b *bed) {
 			b.sh("ip link add br0 type bridge")
 			b.sh("ip link add enp4s0 type veth peer name cable")
@@ -471,4 +498,100 @@ func TestLastOneSwitchesOff(t *testing.T) {
 		t.Errorf("the rule stays:\n%s", out)
 	}
 	b.wantEmpty("the last release")
+}
+
+// uplink is a default route and a network to the outside.
+func (b *bed) uplink() {
+	b.Helper()
+	for _, line := range []string{
+		"ip link set lo up",
+		"ip link add up0 type veth peer name up0p",
+		"ip link set up0p up",
+		"ip link set up0 up",
+		"ip address add 192.0.2.1/24 dev up0",
+		"ip route add default via 192.0.2.254",
+	} {
+		b.sh(line)
+	}
+}
+
+// TestTakenElsewhere: what does not refuse the start is a warning that stays with
+// the VM.
+func TestTakenElsewhere(t *testing.T) {
+	const quick = "networks: {default: {conflict: warn, probe: [arp, icmp], probe_wait: 250ms}}\n"
+	vm := dom{n: 2, annotation: `ipv4="203.0.113.42" ipv6="2001:db8::42"`}
+	warnings := func(b *bed) string {
+		d, err := b.spool.Declaration(id(2))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return strings.Join(d.Warnings, "\n")
+	}
+	t.Run("warn", func(t *testing.T) {
+		b := newBed(t)
+		b.uplink()
+		b.sh("ip route add 203.0.113.42 via 192.0.2.3 dev up0 proto bird")
+		b.write("slash32.yaml", quick)
+		b.must("prepare", vm)
+		if got := warnings(b); !strings.Contains(got, "vm2: W101 line 3: address 203.0.113.42 is announced by another host") {
+			t.Errorf("warnings: %s", got)
+		}
+	})
+	t.Run("probe", func(t *testing.T) {
+		b := newBed(t)
+		b.uplink()
+		b.write("slash32.yaml", "networks: {default: {uplink: up0, conflict: warn, probe: [arp, icmp], probe_wait: 250ms}}\n")
+		b.misses = []error{errors.New("no carrier")}
+		b.must("prepare", vm)
+		want := []probe.Target{
+			{Addr: netip.MustParseAddr("203.0.113.42"), Link: "up0", ARP: true, ICMP: true},
+			{Addr: netip.MustParseAddr("2001:db8::42"), Link: "up0", ARP: true, ICMP: true},
+		}
+		if !slices.Equal(b.probed, want) {
+			t.Errorf("probed %v", b.probed)
+		}
+		if got := warnings(b); !strings.Contains(got, "W102") || !strings.Contains(got, "no carrier") {
+			t.Errorf("warnings: %s", got)
+		}
+	})
+	t.Run("no uplink", func(t *testing.T) {
+		b := newBed(t)
+		b.write("slash32.yaml", quick)
+		b.must("prepare", vm)
+		if got := warnings(b); len(b.probed) > 0 || !strings.Contains(got, "W102") {
+			t.Errorf("probed %v, warnings: %s", b.probed, got)
+		}
+	})
+	t.Run("not asked for", func(t *testing.T) {
+		b := newBed(t)
+		b.uplink()
+		b.sh("ip route add blackhole 203.0.113.0/24")
+		b.sh("ip route add 203.0.112.0/20 via 192.0.2.3 proto bird")
+		b.must("prepare", vm)
+		if got := warnings(b); got != "" || len(b.probed) > 0 {
+			t.Errorf("probed %v, warnings: %s", b.probed, got)
+		}
+	})
+	// While a VM migrates here, its old host still announces it.
+	t.Run("migration", func(t *testing.T) {
+		b := newBed(t)
+		b.uplink()
+		b.sh("ip route add 203.0.113.42 via 192.0.2.3 dev up0 proto bird")
+		b.write("slash32.yaml", "networks: {default: {probe: [arp], probe_wait: 250ms}}\n")
+		b.must("migrate", vm)
+		b.must("prepare", vm)
+		if got := warnings(b); got != "" || len(b.probed) > 0 {
+			t.Errorf("probed %v, warnings: %s", b.probed, got)
+		}
+		b.must("stopped", vm)
+		b.must("release", vm)
+		if err := b.call("prepare", vm); err == nil {
+			t.Error("the next start counts as a migration, too")
+		}
+		b.must("migrate", vm)
+		b.now = b.now.Add(time.Hour)
+		if err := b.call("prepare", vm); err == nil {
+			t.Error("a migration that came to nothing is remembered for an hour")
+		}
+	})
 }

@@ -43,7 +43,12 @@ func (o *operation) prepare(ctx context.Context) error {
 			return o.failed("cannot stop the last run's responder", err)
 		}
 	}
-	if err := o.declare(ctx, r.VM, c); err != nil {
+	// This may wait for the network, so it is done without the lock.
+	elsewhere := o.elsewhere(ctx, r.VM)
+	if fatal := elsewhere.Fatal(); len(fatal) > 0 {
+		return fatal
+	}
+	if err := o.declare(ctx, r.VM, c, elsewhere); err != nil {
 		return err
 	}
 	err = l.Start(ctx, dir)
@@ -61,7 +66,7 @@ func (o *operation) prepare(ctx context.Context) error {
 
 // declare is the part of prepare that needs the lock: conflicts, declaration,
 // binding and kernel objects.
-func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config) error {
+func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, warnings problem.List) error {
 	unlock, err := o.lock(ctx)
 	if err != nil {
 		return o.failed("cannot set up the network", err)
@@ -81,7 +86,7 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config) 
 	}
 	if err := o.spool.WriteDeclaration(spool.Declaration{
 		UUID: vm.UUID, Name: vm.Name, Generation: generation + 1, Phase: spool.Preparing, At: o.Now(),
-		Bridges: bridgesOf(vm), Addrs: addrsOf(vm), XML: string(o.xml),
+		Bridges: bridgesOf(vm), Addrs: addrsOf(vm), XML: string(o.xml), Warnings: o.warn(warnings),
 	}); err != nil {
 		return slices.Concat(o.failed("cannot write below "+o.Dirs.Run, err), o.undoLocked(ctx, vm))
 	}
@@ -92,6 +97,16 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config) 
 		return slices.Concat(o.failed("cannot make the bridge", err), o.undoLocked(ctx, vm))
 	}
 	return nil
+}
+
+// warn logs what does not refuse the start and returns it as lines.
+func (o *operation) warn(ps problem.List) []string {
+	var lines []string
+	for _, p := range ps {
+		o.Log.Warn(p.String())
+		lines = append(lines, p.String())
+	}
+	return lines
 }
 
 // makeLinks brings bridges, their sysctls and addresses, and the nftables

@@ -211,13 +211,16 @@ func (k *Kernel) gatewayMAC(name string) bool {
 }
 
 // SpoofCount counts the packets that the guard dropped on one bridge.
-type SpoofCount struct{ IPv4, IPv6, MAC uint64 }
+type SpoofCount struct {
+	IPv4, IPv6, MAC uint64 // for their source
+	Rogue           uint64 // as a DHCP server's
+}
 
 // Spoofed reads the guard's counters by bridge. They start anew with a bridge's
 // elements and when the table is made again.
 func (k *Kernel) Spoofed(ctx context.Context) (map[string]SpoofCount, error) {
 	out := map[string]SpoofCount{}
-	for _, set := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC} {
+	for _, set := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC, state.SetRogue} {
 		err := k.dumpElems(ctx, set, func() {}, func(e state.Elem, packets uint64) {
 			c := out[e.Link]
 			switch set {
@@ -227,6 +230,8 @@ func (k *Kernel) Spoofed(ctx context.Context) (map[string]SpoofCount, error) {
 				c.IPv6 = packets
 			case state.SetSpoofMAC:
 				c.MAC = packets
+			case state.SetRogue:
+				c.Rogue = packets
 			}
 			out[e.Link] = c
 		})

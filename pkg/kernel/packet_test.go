@@ -285,6 +285,10 @@ func TestGuard(t *testing.T) {
 	if got := counts["s32-vm1"]; got != (kernel.SpoofCount{}) {
 		t.Errorf("counted on another bridge: %+v", got)
 	}
+	l.rogue(t)
+	if counts, err = l.k.Spoofed(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 	// A pass, with something to repair, leaves the counters.
 	drift(t, l.k, []string{"nft flush set inet slash32 guard4"})
 	converge(t, l.k, l.want)
@@ -300,6 +304,40 @@ func TestGuard(t *testing.T) {
 		if bytes.Contains(f, []byte("too soon")) {
 			t.Error("a packet passed before the guard knew its source")
 		}
+	}
+}
+
+// rogue has a guest play DHCP server for another guest, the host and the world.
+func (l *lab) rogue(t *testing.T) {
+	t.Helper()
+	own := vms(3)[0].NICs[0].MAC
+	server := func(src, dst string, sport, dport uint16) {
+		f := udp(own, src, dst, dport, "bad offer")
+		at := 34
+		if f[12] == 0x86 {
+			at = 54
+		}
+		binary.BigEndian.PutUint16(f[at:], sport)
+		if f[12] == 0x86 { // its checksum covers the port
+			f = ip(own, src, dst, unix.IPPROTO_UDP, bytes.Clone(f[at:]))
+		}
+		l.guest[0].send(f)
+	}
+	server("10.1.0.0", "10.1.0.1", 67, 68)
+	server("10.1.0.0", away4, 67, 68)
+	server("10.1.0.0", "192.0.2.10", 67, 68)
+	server("2001:db8::", "2001:db8::1", 547, 546)
+	server("2001:db8::", "2001:db8:ffff::10", 547, 546)
+	l.guest[0].send(udp(own, "10.1.0.0", away4, 68, "good relay")) // not a server's port
+	l.guest[0].send(udp(own, "10.1.0.0", "10.1.0.1", 9, "good three"))
+	for _, f := range append(l.wan.until("good relay"), l.guest[1].until("good three")...) {
+		if bytes.Contains(f, []byte("bad offer")) {
+			t.Errorf("a rogue server's message left the bridge: % x", f)
+		}
+	}
+	counts, err := l.k.Spoofed(context.Background())
+	if err != nil || counts["s32-vm0"].Rogue != 5 {
+		t.Errorf("counted %+v, want 5 rogue; %v", counts["s32-vm0"], err)
 	}
 }
 

@@ -36,6 +36,7 @@ const (
 	setExpr            = 17   // NFTA_SET_EXPR
 	hookPrerouting     = 0    // NF_INET_PRE_ROUTING
 	hookInput          = 1    // NF_INET_LOCAL_IN
+	hookForward        = 2    // NF_INET_FORWARD
 	hookPostrouting    = 4    // NF_INET_POST_ROUTING
 	priorityRaw        = -300 // NF_IP_PRI_RAW
 	prioritySourceNAT  = 100  // NF_IP_PRI_NAT_SRC
@@ -43,7 +44,9 @@ const (
 	protoICMPv6        = 58
 	protoUDP           = 17
 	portDHCP           = 67
+	portDHCPClient     = 68
 	portDHCPv6         = 547
+	portDHCPv6Client   = 546
 	typeRouterSolicit  = 133 // RFC 4861
 	typeNeighbrSolicit = 135
 )
@@ -73,6 +76,7 @@ func sets() []set {
 		{name: state.SetSpoofMAC, key: []datatype{typeIfname()}, counted: true},
 		{name: state.SetSpoof4, key: []datatype{typeIfname()}, counted: true},
 		{name: state.SetSpoof6, key: []datatype{typeIfname()}, counted: true},
+		{name: state.SetRogue, key: []datatype{typeIfname()}, counted: true},
 		{name: state.SetMark, key: []datatype{typeIfname()}, value: typeMark()},
 		{name: state.SetMasq4, key: []datatype{typeIfname(), typeIPv4()}},
 		{name: state.SetMasq6, key: []datatype{typeIfname(), typeIPv6()}},
@@ -86,6 +90,7 @@ func chains() []chain {
 	cs := []chain{
 		// Whoever does not send from what is its own is counted and dropped.
 		{name: "spoofed_mac", rules: counted(state.SetSpoofMAC)},
+		{name: "rogue_server", rules: counted(state.SetRogue)},
 		{name: "guard_ip", rules: append([][]expr.Any{
 			rule(ipv4(), iifname(), load(saddr4(), 2), lookup(state.SetGuard4), verdict(expr.VerdictReturn, "")),
 			// DHCP of a guest that has no address yet, or still an old one, must pass:
@@ -118,6 +123,17 @@ func chains() []chain {
 			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCP}), verdict(expr.VerdictDrop, "")),
 			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{portDHCPv6 >> 8, portDHCPv6 & 0xff}), verdict(expr.VerdictDrop, "")),
 			rule(ipv6(), layer4(protoICMPv6), load(icmpType(), 1), between(typeRouterSolicit, typeNeighbrSolicit), verdict(expr.VerdictDrop, "")),
+			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCPClient}), verdict(expr.VerdictGoto, "rogue_server")),
+			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{portDHCPv6Client >> 8, portDHCPv6Client & 0xff}), verdict(expr.VerdictGoto, "rogue_server")),
+		}},
+		// A guest may serve what is behind it, not clients beyond its link. What it
+		// sends on the link ends at the responder's socket.
+		{name: "through", rules: [][]expr.Any{
+			rule(ipv4(), layer4(protoUDP), load(bothPorts(), 1), equal([]byte{0, portDHCP, 0, portDHCPClient}), verdict(expr.VerdictGoto, "rogue_server")),
+			rule(ipv6(), layer4(protoUDP), load(bothPorts(), 1), equal([]byte{portDHCPv6 >> 8, portDHCPv6 & 0xff, portDHCPv6Client >> 8, portDHCPv6Client & 0xff}), verdict(expr.VerdictGoto, "rogue_server")),
+		}},
+		{name: "forwarding", kind: "filter", hook: hookForward, priority: priorityRaw, rules: [][]expr.Any{
+			rule(fromGuest(), layer4(protoUDP), verdict(expr.VerdictJump, "through")),
 		}},
 		{name: "input", kind: "filter", hook: hookInput, priority: priorityRaw, rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "from_guest")),
@@ -179,6 +195,7 @@ func saddr4() field      { return field{expr.PayloadBaseNetworkHeader, 12, 4} }
 func daddr4() field      { return field{expr.PayloadBaseNetworkHeader, 16, 4} }
 func saddr6() field      { return field{expr.PayloadBaseNetworkHeader, 8, 16} }
 func destPort() field    { return field{expr.PayloadBaseTransportHeader, 2, 2} }
+func bothPorts() field   { return field{expr.PayloadBaseTransportHeader, 0, 4} }
 func icmpType() field    { return field{expr.PayloadBaseTransportHeader, 0, 1} }
 
 func load(f field, register uint32) part {

@@ -115,6 +115,8 @@ const (
 	EConfig       Code = "E112" // the host's configuration is wrong
 	EUnsupported  Code = "E120" // part of the schema that this version does not do
 	EStart        Code = "E130" // the responder or bridge could not be set up
+	WAddressInUse Code = "W101" // somebody else has the address, and the network says to start all the same
+	WProbe        Code = "W102" // the network could not be asked whether somebody has the address
 	WForwarding   Code = "W203" // ip_forward is off and we may not change it
 	WUplink       Code = "W208" // no default route, so no uplink to masquerade to
 	WBootLoop     Code = "W210" // iPXE is booted, and nothing says what iPXE boots

@@ -39,7 +39,9 @@ func program(guest mac.Addr) []bpf.Instruction {
 // requests accepts, from the guest's MAC address only: ARP; UDP to port 67 over
 // IPv4, unfragmented; router and neighbour solicitations; UDP to port 547 over
 // IPv6. The last two without extension headers: no client sends any (RFC 6980
-// forbids fragments), and walking them would be the guest's to prolong.
+// forbids fragments), and walking them would be the guest's to prolong. What
+// servers and routers send (ports 68 and 546, router advertisements) is accepted
+// as well, to be counted.
 func requests(guest mac.Addr) []bpf.Instruction {
 	const (
 		ip      = 14      // start of the IP header
@@ -66,13 +68,15 @@ func requests(guest mac.Addr) []bpf.Instruction {
 		bpf.RetConstant{Val: drop},
 		bpf.LoadMemShift{Off: ip},
 		bpf.LoadIndirect{Off: ip + 2, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 67, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 67, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 68, SkipTrue: 1},
 		bpf.RetConstant{Val: drop},
 		bpf.RetConstant{Val: accept},
 	}
 	nd := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: payload, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 133, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 133, SkipTrue: 3},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 134, SkipTrue: 2},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 135, SkipTrue: 1},
 		bpf.RetConstant{Val: drop},
 		bpf.RetConstant{Val: accept},
@@ -81,7 +85,8 @@ func requests(guest mac.Addr) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_UDP, SkipTrue: 1},
 		bpf.RetConstant{Val: drop},
 		bpf.LoadAbsolute{Off: payload + 2, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 547, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 547, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 546, SkipTrue: 1},
 		bpf.RetConstant{Val: drop},
 		bpf.RetConstant{Val: accept},
 	}

@@ -152,6 +152,7 @@ func (p *pass) status() []control.VM {
 		for _, pr := range v.problems {
 			c.Problems = append(c.Problems, pr.String())
 		}
+		c.Problems = append(c.Problems, v.decl.Warnings...)
 		switch {
 		case !v.planned:
 			c.State, c.Text = "error", firstOf(c.Problems)

@@ -268,6 +268,46 @@ func (s *Spool) RemoveBinding(id uuid.UUID) error {
 	return nil
 }
 
+// incomingLife is how long after MarkIncoming a VM's start counts as the end of
+// a migration. libvirt prepares a VM at once after its migrate hook.
+const incomingLife = 5 * time.Minute
+
+func (d Dirs) incomingFile(id uuid.UUID) string {
+	return filepath.Join(d.Run, "incoming", id.String())
+}
+
+// MarkIncoming notes that a VM is about to be prepared because it migrates to
+// this host.
+func (s *Spool) MarkIncoming(id uuid.UUID, now time.Time) error {
+	dir := filepath.Dir(s.incomingFile(id))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("note the migration of %s: %w", id, err)
+	}
+	// What was left by migrations that came to nothing goes.
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("note the migration of %s: %w", id, err)
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > incomingLife {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+	if err := os.WriteFile(s.incomingFile(id), nil, 0o600); err != nil {
+		return fmt.Errorf("note the migration of %s: %w", id, err)
+	}
+	return nil
+}
+
+// TakeIncoming tells whether a VM is noted to migrate to this host, once.
+func (s *Spool) TakeIncoming(id uuid.UUID, now time.Time) bool {
+	info, err := os.Stat(s.incomingFile(id))
+	if err != nil {
+		return false
+	}
+	return os.Remove(s.incomingFile(id)) == nil && now.Sub(info.ModTime()).Abs() < incomingLife
+}
+
 // VMs lists the VMs that have a directory, with or without a declaration.
 func (s *Spool) VMs() ([]uuid.UUID, error) {
 	entries, err := os.ReadDir(filepath.Join(s.Run, "vm"))

@@ -28,6 +28,8 @@ type Declaration struct {
 	// Claimants finds it without reading its XML.
 	Addrs []netip.Addr `json:"addrs,omitempty"`
 	XML   string       `json:"xml"` // the domain's XML as libvirt gave it
+	// Warnings are what was found amiss at the start, a line each.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Phase is how far an incarnation has come.

@@ -98,6 +98,7 @@ const (
 	SetSpoof4   = "spoof4"    // ifname, with a counter: dropped for their IPv4 source
 	SetSpoof6   = "spoof6"    // ifname, with a counter: dropped for their IPv6 source
 	SetSpoofMAC = "spoof_mac" // ifname, with a counter: dropped for their MAC
+	SetRogue    = "rogue"     // ifname, with a counter: dropped as a DHCP server's
 )
 
 // Scope restricts a read. The zero value is everything that is ours.

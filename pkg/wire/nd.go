@@ -102,6 +102,13 @@ func ParseNS(b []byte) (m NS, ok bool) {
 	return m, ok
 }
 
+// AppendNS appends a neighbour solicitation without options, as duplicate
+// detection sends it (RFC 4862 §5.4.2), its checksum zero.
+func AppendNS(b []byte, target netip.Addr) []byte {
+	b = append(b, ICMP6NeighbourSolicit, 0, 0, 0, 0, 0, 0, 0)
+	return append16(b, target)
+}
+
 // linkOption finds the link-layer address option of the given type; ok is
 // false when any option is malformed.
 func linkOption(b []byte, typ uint8) (a mac.Addr, ok bool) {

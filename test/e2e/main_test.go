@@ -25,6 +25,9 @@ networks:
   policy:
     table: 100
     uplink: up1
+  probed:
+    probe: [arp, icmp]
+    probe_wait: 3s
 `
 
 // The guests that run all the time. A test that disturbs one puts it back.

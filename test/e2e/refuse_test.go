@@ -78,6 +78,28 @@ func TestRefused(t *testing.T) {
 		code:   problem.ENICType,
 		says:   []string{"network"},
 	}, {
+		name:   "announced by another host",
+		domain: lab.Domain{Metadata: lab.Annotation(`ipv4="198.51.100.77"`)},
+		setup:  []string{"ip route add 198.51.100.77 via 192.0.2.1 proto bird"},
+		undo:   []string{"ip route delete 198.51.100.77"},
+		code:   problem.EAddressInUse,
+		says:   []string{"198.51.100.77", "announced by another host", "via 192.0.2.1 dev up0 proto bird"},
+	}, {
+		name:   "address of the host itself",
+		domain: lab.Domain{Metadata: lab.Annotation(`ipv4="192.0.2.2"`)},
+		code:   problem.EAddressInUse,
+		says:   []string{"192.0.2.2", "this host itself", "up0"},
+	}, {
+		name:   "address answered on the uplink",
+		domain: lab.Domain{Metadata: lab.Annotation(`ipv4="192.0.2.1" network="probed"`)},
+		code:   problem.EAddressInUse,
+		says:   []string{"192.0.2.1", "somebody answers", "on up0"},
+	}, {
+		name:   "IPv6 address answered on the uplink",
+		domain: lab.Domain{Metadata: lab.Annotation(`ipv6="2001:db8:0:1::1" network="probed"`)},
+		code:   problem.EAddressInUse,
+		says:   []string{"2001:db8:0:1::1", "somebody answers", "on up0"},
+	}, {
 		name:   "more interfaces than NICs",
 		domain: lab.Domain{Metadata: "<network xmlns='urn:slash32:domain:1'><interface><address ip='10.42.0.98'/></interface><interface><address ip='10.42.0.99'/></interface></network>"},
 		code:   problem.ENoNIC,

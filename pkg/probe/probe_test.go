@@ -1,0 +1,145 @@
+package probe
+
+import (
+	"net/netip"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/wire"
+)
+
+// network is this thread in a namespace of its own with up0, whose other end is
+// in a second namespace: a neighbour that has 192.0.2.7 and 2001:db8::7.
+func network(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread() // the thread dies with the test, and the namespaces with it
+	other, err := netns.New()
+	if err != nil {
+		t.Fatalf("make a network namespace (it takes root): %v", err)
+	}
+	t.Cleanup(func() { _ = other.Close() })
+	run(t, "ip link set lo up", "sysctl -qw net.ipv6.conf.default.accept_dad=0")
+	here, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = here.Close() })
+	run(t, "ip link set lo up", "sysctl -qw net.ipv6.conf.default.accept_dad=0", "ip link add up0 type veth peer name nb0", "ip link set up0 up",
+		"ip address add 192.0.2.1/24 dev up0", "ip -6 address add 2001:db8::1/64 dev up0 nodad")
+	move(t, other)
+	if err := netns.Set(other); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip link set nb0 address 52:54:00:00:00:99 up", "ip address add 192.0.2.7/24 dev nb0", "ip -6 address add 2001:db8::7/64 dev nb0 nodad")
+	if err := netns.Set(here); err != nil {
+		t.Fatal(err)
+	}
+	// A veth carries frames once both ends are up.
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(output(t, "ip link show up0"), "LOWER_UP"); {
+		if time.Now().After(deadline) {
+			t.Fatal("up0 has no carrier")
+		}
+	}
+}
+
+func move(t *testing.T, to netns.NsHandle) {
+	t.Helper()
+	l, err := netlink.LinkByName("nb0")
+	if err == nil {
+		err = netlink.LinkSetNsFd(l, int(to))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func run(t *testing.T, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		output(t, line)
+	}
+}
+
+func output(t *testing.T, line string) string {
+	t.Helper()
+	f := strings.Fields(line)
+	out, err := exec.Command(f[0], f[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", line, err, out)
+	}
+	return string(out)
+}
+
+func TestRun(t *testing.T) {
+	network(t)
+	a := netip.MustParseAddr
+	const arp, nd = "answers ARP at 52:54:00:00:00:99 on up0", "answers Neighbour Discovery at 52:54:00:00:00:99 on up0"
+	for _, c := range []struct {
+		name    string
+		targets []Target
+		want    []Hit
+	}{
+		{"arp", []Target{{a("192.0.2.7"), "up0", true, false}, {a("192.0.2.8"), "up0", true, false}}, []Hit{{a("192.0.2.7"), arp}}},
+		{"nd", []Target{{a("2001:db8::7"), "up0", true, false}, {a("2001:db8::8"), "up0", true, false}}, []Hit{{a("2001:db8::7"), nd}}},
+		{"echo", []Target{{a("192.0.2.7"), "up0", false, true}, {a("2001:db8::7"), "up0", false, true}, {a("192.0.2.9"), "up0", false, true}},
+			[]Hit{{a("192.0.2.7"), "answers a ping on up0"}, {a("2001:db8::7"), "answers a ping on up0"}}},
+		{"nobody", []Target{{a("192.0.2.8"), "up0", true, true}, {a("2001:db8::8"), "up0", true, true}}, nil},
+	} {
+		// On this thread: it alone is in the namespace. Who answers ends the wait.
+		hits, errs := Run(t.Context(), c.targets, 2*time.Second)
+		slices.SortFunc(hits, func(x, y Hit) int { return x.Addr.Compare(y.Addr) })
+		if d := cmp.Diff(c.want, hits, cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); d != "" || len(errs) > 0 {
+			t.Errorf("%s: errors %v, hits (-want +got):\n%s", c.name, errs, d)
+		}
+	}
+	for _, link := range []string{"none0", "lo"} {
+		if hits, errs := Run(t.Context(), []Target{{a("192.0.2.7"), link, true, false}}, time.Minute); len(hits) > 0 || len(errs) != 1 || !strings.Contains(errs[0].Error(), link) {
+			t.Errorf("%s: hits %v, errors %v", link, hits, errs)
+		}
+	}
+	many := make([]Target, maxTargets+1)
+	if _, errs := Run(t.Context(), many, time.Millisecond); len(errs) == 0 || !strings.Contains(errs[0].Error(), "only 256") {
+		t.Errorf("%v", errs)
+	}
+}
+
+func TestOwner(t *testing.T) {
+	other, own := mac.MustParse("52:54:00:00:00:99"), mac.MustParse("52:54:00:00:00:01")
+	target := netip.MustParseAddr("2001:db8::7")
+	na := wire.AppendNA(nil, wire.NAOverride, target, other)
+	frame := func(hops uint8, message []byte) []byte {
+		b := wire.AppendEther(nil, wire.Ether{Dst: own, Src: other, Type: wire.EtherTypeIPv6})
+		return append(wire.AppendIPv6(b, wire.IPv6{Proto: wire.ProtoICMPv6, HopLimit: hops}, len(message)), message...)
+	}
+	for name, c := range map[string]struct {
+		frame []byte
+		want  netip.Addr
+	}{
+		"advertisement":       {frame(255, na), target},
+		"through a router":    {frame(64, na), netip.Addr{}},
+		"short":               {frame(255, na[:23]), netip.Addr{}},
+		"solicitation":        {dadSolicit(other, target), netip.Addr{}},
+		"ARP probe":           {arpProbe(other, netip.MustParseAddr("192.0.2.7")), netip.Addr{}},
+		"empty":               {nil, netip.Addr{}},
+		"not even an address": {[]byte{0: 1, 40: 1}, netip.Addr{}},
+	} {
+		if got, _ := owner(c.frame); got != c.want {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+func FuzzOwner(f *testing.F) {
+	f.Add(arpProbe(mac.Addr{2}, netip.MustParseAddr("192.0.2.7")))
+	f.Add(dadSolicit(mac.Addr{2}, netip.MustParseAddr("2001:db8::7")))
+	f.Fuzz(func(_ *testing.T, b []byte) { owner(b) })
+}
