@@ -22,6 +22,15 @@ import (
 	"github.com/slash32/slash32/pkg/vmlink"
 )
 
+// stateDir is SLASH32_STATE_DIR, as everywhere; package spool would bring much
+// that a responder does without.
+func stateDir() string {
+	if d := os.Getenv("SLASH32_STATE_DIR"); d != "" {
+		return d
+	}
+	return "/var/lib/slash32"
+}
+
 func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
 
 func run(args []string, stderr io.Writer) int {
@@ -60,7 +69,7 @@ func run(args []string, stderr io.Writer) int {
 	// order (the guest must not notice), and a handler would cost every VM two
 	// threads.
 	err := vmlink.Run(context.Background(), vmlink.Options{
-		Dir: flags.Arg(0), User: *account, Limits: limits, Notify: os.Getenv("NOTIFY_SOCKET"), Log: log,
+		Dir: flags.Arg(0), State: stateDir(), User: *account, Limits: limits, Notify: os.Getenv("NOTIFY_SOCKET"), Log: log,
 	})
 	if err != nil {
 		log.Error(err)

@@ -9,9 +9,12 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/user"
+	"strconv"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 
@@ -19,7 +22,9 @@ import (
 	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/launch"
+	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/reconcile"
+	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/version"
 	"github.com/slash32/slash32/pkg/virt"
@@ -70,6 +75,12 @@ func Run(ctx context.Context, o Options) error {
 		},
 		Spool: s, Config: c, Now: time.Now, Log: o.Log, Version: version.Version, Host: host,
 	}
+	carrier := &relay.Relay{
+		Changed:     func(vm uuid.UUID) { loop.Poke("lease of "+vm.String(), false) },
+		Credentials: credentials(),
+		Log:         o.Log,
+	}
+	loop.Relay = carrier.Set
 	a := &agent{Options: o, loop: loop, kernel: k, spool: s}
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -80,6 +91,7 @@ func Run(ctx context.Context, o Options) error {
 	g.Go(func() error {
 		return k.Watch(ctx, func(reason string) { loop.Poke("kernel: "+reason, false) })
 	})
+	g.Go(func() error { return carrier.Run(ctx) })
 	g.Go(func() error { return control.Serve(ctx, l, a.serve) })
 	g.Go(func() error { return a.signals(ctx) })
 	g.Go(func() error { return a.notify(ctx) })
@@ -87,6 +99,19 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	return nil
+}
+
+// credentials tells which users may be a responder: root, until it has dropped its
+// rights, the account, and nobody, who stands in where there is no account.
+func credentials() func(uid uint32) bool {
+	const nobody = 65534
+	account := uint32(nobody)
+	if u, err := user.Lookup(marks.User); err == nil {
+		if id, err := strconv.ParseUint(u.Uid, 10, 32); err == nil {
+			account = uint32(id)
+		}
+	}
+	return func(uid uint32) bool { return uid == 0 || uid == account }
 }
 
 // listen binds the agent's socket. A stale one is taken over; a second agent is

@@ -21,15 +21,15 @@ func (in *interpreter) guestAddr(a attr, v string) (netip.Addr, bool) {
 	if !ok {
 		return ip, false
 	}
-	if is := unfit(ip); is != "" {
+	if is := Unfit(ip); is != "" {
 		in.bad(a, v, is+", which no VM can have", "write an address that is routed to this host")
 		return ip, false
 	}
 	return ip, true
 }
 
-// unfit says why ip cannot be a VM's own; "" when it can.
-func unfit(ip netip.Addr) string {
+// Unfit says why ip cannot be a VM's own; "" when it can.
+func Unfit(ip netip.Addr) string {
 	switch {
 	case ip.IsUnspecified():
 		return "is the unspecified address"

@@ -121,12 +121,18 @@ func addresses(n control.NIC) string {
 	return strings.Join(s, " ")
 }
 
-// ago is how long t is past, in one or two units.
+// ago is how long t is past.
 func (c *command) ago(t time.Time) string {
-	d := max(0, c.Now().Sub(t))
-	switch {
-	case t.IsZero():
+	if t.IsZero() {
 		return "?"
+	}
+	return until(c.Now().Sub(t))
+}
+
+// until is a duration in one or two units.
+func until(d time.Duration) string {
+	d = max(0, d)
+	switch {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))
 	case d < time.Hour:
@@ -205,6 +211,16 @@ func (c *command) showText(v control.VM) string {
 		}
 		for _, a := range n.IPv6 {
 			line("  ipv6", "%s/128", a)
+		}
+		if len(n.Relay) > 0 {
+			line("  relay", "to %s", strings.Join(n.Relay, ", "))
+		}
+		for _, l := range n.Leases {
+			server := ""
+			if l.Server != "" {
+				server = ", by " + l.Server
+			}
+			line("  lease", "%s, ends in %s%s", l.Addr, until(l.Expires.Sub(c.Now())), server)
 		}
 		nat := n.NAT
 		if n.Uplink != "" {

@@ -61,7 +61,16 @@ type NIC struct {
 	Uplink  string   `json:"uplink,omitempty"`
 	IPv4    []string `json:"ipv4,omitempty"`
 	IPv6    []string `json:"ipv6,omitempty"`
+	Relay   []string `json:"relay,omitempty"`  // the DHCP servers that it is relayed to
+	Leases  []Lease  `json:"leases,omitempty"` // theirs
 	Spoofed Spoofed  `json:"spoofed"`
+}
+
+// Lease is an address that another DHCP server leased to a relayed guest.
+type Lease struct {
+	Addr    string    `json:"addr"`
+	Server  string    `json:"server,omitempty"` // DHCPv4: its server identifier
+	Expires time.Time `json:"expires"`
 }
 
 // Spoofed counts packets dropped by the guard, by reason.

@@ -177,10 +177,10 @@ func (b *builder) nic(n annotation.NIC, i annotation.Interface) NIC {
 			out.Addrs6 = append(out.Addrs6, a.IP)
 		}
 	}
-	if len(i.Addresses) == 0 {
+	if len(i.Addresses) == 0 && len(out.Relay.Servers) == 0 {
 		b.add(problem.EValue, i.Line, "no address for the NIC "+b.describe(n), `write ipv4="203.0.113.42" or ipv6="2001:db8::42" on <network>, or <address ip="..."/> in its <interface>`)
 	}
-	out.MTU = b.mtu(n, i, net, len(out.Addrs6) > 0)
+	out.MTU = b.mtu(n, i, net, len(out.Addrs6) > 0 || out.Relays6())
 	return out
 }
 
@@ -388,17 +388,14 @@ func Conflicts(vm VM, others []VM) problem.List {
 		for j := range others[i].NICs {
 			o := owner{&others[i], &others[i].NICs[j]}
 			bridges[o.nic.Bridge] = o
-			for _, a := range o.nic.Addrs4 {
-				addrs[a] = o
-			}
-			for _, a := range o.nic.Addrs6 {
+			for _, a := range o.nic.Addrs() {
 				addrs[a] = o
 			}
 		}
 	}
 	var ps problem.List
 	for _, n := range vm.NICs {
-		for _, a := range slices.Concat(n.Addrs4, n.Addrs6) {
+		for _, a := range n.Addrs() {
 			if o, taken := addrs[a]; taken {
 				ps = append(ps, problem.Problem{
 					Code: problem.EAddressInUse, File: vm.File, Line: n.Lines[a], VM: vm.Name,

@@ -5,6 +5,7 @@ package intent
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,6 +35,7 @@ type NIC struct {
 	MTU     uint16         // 0: the uplink's, resolved by plan
 	Addrs4  []netip.Addr   // the first is offered by DHCP; the others are routed and allowed
 	Addrs6  []netip.Addr
+	Leased  []netip.Addr // of both families, by servers that it is relayed to: routed and allowed as well
 	DNS     []netip.Addr // nil: the host's resolvers, resolved by plan
 	Search  []string
 	NTP     []netip.Addr
@@ -48,3 +50,11 @@ type NIC struct {
 	Lines   map[netip.Addr]int // where the annotation gives each address, for messages
 	Line    int                // the same of the NIC
 }
+
+// Relays4 and Relays6 tell whether a family of the NIC is relayed to other DHCP
+// servers.
+func (n NIC) Relays4() bool { return slices.ContainsFunc(n.Relay.Servers, netip.Addr.Is4) }
+func (n NIC) Relays6() bool { return slices.ContainsFunc(n.Relay.Servers, netip.Addr.Is6) }
+
+// Addrs are all addresses of the NIC.
+func (n NIC) Addrs() []netip.Addr { return slices.Concat(n.Addrs4, n.Addrs6, n.Leased) }

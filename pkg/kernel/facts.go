@@ -28,6 +28,7 @@ const (
 // Facts reads what planning needs to know of the host.
 func (k *Kernel) Facts(ctx context.Context) (plan.Facts, error) {
 	f := plan.Facts{MTU: map[string]uint16{}}
+	f.Host, _ = os.Hostname() // without one, DHCP servers are not told it
 	_, ok := k.sysctls["net/ipv6/"]
 	f.NoIPv6 = !ok
 	var err error

@@ -62,6 +62,9 @@ func (l *Launcher) startProcess(vmDir string) error {
 	cmd := exec.Command(l.binary, vmDir)
 	cmd.Dir = "/"
 	cmd.Env = []string{"GOMAXPROCS=1", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	if state := os.Getenv("SLASH32_STATE_DIR"); state != "" {
+		cmd.Env = append(cmd.Env, "SLASH32_STATE_DIR="+state)
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

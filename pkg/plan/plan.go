@@ -122,7 +122,16 @@ func (b *builder) vm(vm intent.VM) responder.Binding {
 				b.address(n, a)
 			}
 		}
-		bind.NICs = append(bind.NICs, b.binding(vm, n, mtu))
+		for _, a := range n.Leased {
+			if a.Is4() || b.ipv6(mtu) {
+				b.address(n, a)
+			}
+		}
+		nic := b.binding(vm, n, mtu)
+		if nic.Relay != nil {
+			nic.Relay.Index = uint8(len(bind.NICs))
+		}
+		bind.NICs = append(bind.NICs, nic)
 	}
 	return bind
 }
@@ -338,15 +347,31 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 			out.V6.Routes = append(out.V6.Routes, r)
 		}
 	}
-	if len(n.Addrs4) > 0 {
+	if len(n.Relay.Servers) > 0 {
+		b.relay(vm, n, &out)
+	}
+	if n.Relays4() {
+		out.V4.Extra = slices.Clone(n.Addrs4)
+	} else if len(n.Addrs4) > 0 {
 		out.V4.Addr = n.Addrs4[0]
 		out.V4.Extra = slices.Clone(n.Addrs4[1:])
 	}
 	if len(n.Addrs6) > 0 && b.ipv6(mtu) {
 		out.V6.Addrs = slices.Clone(n.Addrs6)
+	}
+	if (len(n.Addrs6) > 0 || n.Relays6()) && b.ipv6(mtu) {
 		out.V6.RouterLifetime = routerLifetime
 	}
 	return out
+}
+
+// relay says where the guest's DHCP messages go.
+func (b *builder) relay(vm intent.VM, n intent.NIC, out *responder.NIC) {
+	servers4, servers6 := byFamily(n.Relay.Servers)
+	out.Relay = &responder.Relay{
+		Servers4: servers4, Servers6: servers6, Link4: n.Relay.Link4, Link6: n.Relay.Link6,
+		Circuit: responder.CircuitID(vm.UUID, n.MAC), Host: b.facts.Host,
+	}
 }
 
 // seconds is the lease time. 0xffffffff would mean "for ever" (RFC 2131 §3.3,

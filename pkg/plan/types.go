@@ -14,6 +14,8 @@ import (
 
 // Facts is what planning needs to know of the host.
 type Facts struct {
+	// Host is the host's name.
+	Host string
 	// Uplink4 and Uplink6 are the interfaces of the default routes in main; ""
 	// when there is none.
 	Uplink4, Uplink6 string

@@ -119,5 +119,6 @@ const (
 	WProbe        Code = "W102" // the network could not be asked whether somebody has the address
 	WForwarding   Code = "W203" // ip_forward is off and we may not change it
 	WUplink       Code = "W208" // no default route, so no uplink to masquerade to
+	WLease        Code = "W209" // a lease of another server's cannot be used
 	WBootLoop     Code = "W210" // iPXE is booted, and nothing says what iPXE boots
 )

@@ -67,11 +67,18 @@ func (k *faulty) Apply(ctx context.Context, cs []state.Change) (int, error) {
 }
 
 type fakeVirt struct {
+	defined []uuid.UUID
 	mu      sync.Mutex
 	domains map[uuid.UUID]virt.Domain
 	err     error
 	hang    bool
 	asked   int
+}
+
+func (v *fakeVirt) Defined(context.Context) ([]uuid.UUID, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.defined, nil
 }
 
 func (v *fakeVirt) Snapshot(ctx context.Context) ([]virt.Domain, error) {

@@ -43,6 +43,7 @@ func (l *Loop) pass(ctx context.Context, watchers *sync.WaitGroup) error {
 	// hooks wait for the lock. It is asked before the declarations are read, so
 	// that whatever a hook has done since is seen.
 	l.list(ctx, stale)
+	l.sweepLeases(ctx)
 
 	lockCtx, cancel := context.WithTimeout(ctx, lockTimeout)
 	unlock, err := l.Spool.Lock(lockCtx)
@@ -136,6 +137,9 @@ func (p *pass) locked(ctx context.Context) error {
 		}
 	}
 	errs = append(errs, p.write(ctx), p.sweep(ctx))
+	if p.Relay != nil {
+		p.Relay(p.relayed())
+	}
 	return errors.Join(errs...)
 }
 
@@ -190,10 +194,13 @@ func (p *pass) collect(declarations []spool.Declaration) {
 		}
 		p.vms[id] = &vm{domain: dom, listed: true}
 	}
+	p.expiry = time.Time{}
 	for id, v := range p.vms {
 		if !p.derive(id, v) {
 			delete(p.vms, id)
+			continue
 		}
+		p.lease(v)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/problem"
+	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
 	"github.com/slash32/slash32/pkg/virt"
@@ -36,6 +37,8 @@ type Kernel interface {
 // known, not that it is empty.
 type Lister interface {
 	Snapshot(context.Context) ([]virt.Domain, error)
+	// Defined lists the UUIDs of all domains, active or not.
+	Defined(context.Context) ([]uuid.UUID, error)
 }
 
 // Launcher starts, stops and watches the responder of the VM whose directory is
@@ -58,6 +61,7 @@ type Loop struct {
 	Virt     Lister
 	Launcher func(mode string) Launcher
 	Reload   Reload
+	Relay    func([]relay.VM) // takes the VMs whose guests are relayed; may be nil
 	Spool    *spool.Spool
 	Config   config.Config // the first; SetConfig changes it
 	Now      func() time.Time
@@ -87,6 +91,8 @@ type Loop struct {
 	wanted   state.State         // of the last pass
 	waiting  bool                // for a list that is newer than a VM's end
 	warned   map[string]struct{} // problems that have been logged
+	expiry   time.Time           // when the next lease ends; zero: there is none
+	swept    time.Time           // when lease files were last looked through
 	first    bool
 }
 
@@ -244,6 +250,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		if l.listed.err != nil || l.waiting {
 			pause = min(pause, relistAfter)
 		}
+		if !l.expiry.IsZero() {
+			pause = max(retryMin, min(pause, l.expiry.Sub(l.Now())))
+		}
 		timer.Reset(pause)
 	}
 }
@@ -260,13 +269,14 @@ type vm struct {
 	conflict bool   // it is not, since another VM has what it claims
 	xml      string // what its intent is derived from; "": from the last valid one
 	taps     map[mac.Addr]string
+	leases   map[mac.Addr][]control.Lease // of relayed NICs
 }
 
 // claims of an intent, as declarations hold them.
 func claims(v intent.VM) (bridges []string, addrs []netip.Addr) {
 	for _, n := range v.NICs {
 		bridges = append(bridges, n.Bridge)
-		addrs = append(append(addrs, n.Addrs4...), n.Addrs6...)
+		addrs = append(addrs, n.Addrs()...)
 	}
 	return bridges, addrs
 }

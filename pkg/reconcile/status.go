@@ -184,12 +184,17 @@ func (p *pass) nic(v *vm, n intent.NIC) control.NIC {
 			c.Uplink = cmp.Or(p.facts.Uplink4, p.facts.Uplink6)
 		}
 	}
-	for _, a := range n.Addrs4 {
-		c.IPv4 = append(c.IPv4, a.String())
+	for _, a := range n.Addrs() {
+		if a.Is4() {
+			c.IPv4 = append(c.IPv4, a.String())
+		} else {
+			c.IPv6 = append(c.IPv6, a.String())
+		}
 	}
-	for _, a := range n.Addrs6 {
-		c.IPv6 = append(c.IPv6, a.String())
+	for _, s := range n.Relay.Servers {
+		c.Relay = append(c.Relay, s.String())
 	}
+	c.Leases = v.leases[n.MAC]
 	return c
 }
 

@@ -31,7 +31,7 @@ func compileARP(n NIC) arpTemplates {
 // all that it believes on its link. Silence on the guest's own addresses is what
 // lets its duplicate detection succeed (RFC 5227 §2.1.1); a probe for the
 // gateway's address is answered, which is the defence of ours.
-func (l *Link) respondARP(profile Profile, b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondARP(g *Guest, b, out []byte) ([]byte, Verdict) {
 	p, ok := wire.ParseARP(b)
 	switch {
 	case !ok:
@@ -44,12 +44,19 @@ func (l *Link) respondARP(profile Profile, b, out []byte) ([]byte, Verdict) {
 		return nil, ARPAnnouncement
 	case p.Target == l.gw4:
 		return l.arpReply(p, out), ARPReply
-	case slices.Contains(l.own4, p.Target):
+	case slices.Contains(l.own4, p.Target) || p.Target == g.V4.Addr:
 		return nil, ARPOwn
-	case profile == ProfileClassic && arpable(p.Target):
+	case l.proxies(g, p) && arpable(p.Target):
 		return l.arpReply(p, out), ARPProxy
 	}
 	return nil, ARPOther
+}
+
+// proxies tells whether the guest is to be answered for what it believes on its
+// link. A guest that is configured already when the responder starts is taken for
+// one with a classic lease until it asks: one with a /32 does not ask for others.
+func (l *Link) proxies(g *Guest, p wire.ARP) bool {
+	return g.Profile == ProfileClassic || g.Profile == ProfileUnknown && l.forced != ProfileRouted && slices.Contains(l.own4, p.Sender)
 }
 
 func (l *Link) arpReply(p wire.ARP, out []byte) []byte {

@@ -35,6 +35,7 @@ type NIC struct {
 	Portal     string   `json:"portal,omitempty"` // URI of the captive portal's API (RFC 8910)
 	V4         V4       `json:"v4"`
 	V6         V6       `json:"v6"`
+	Relay      *Relay   `json:"relay,omitempty"`
 }
 
 // V4 is the IPv4 side. Times are in seconds.
@@ -54,6 +55,18 @@ type V4 struct {
 	V6Only  uint32         `json:"v6only,omitempty"`  // V6ONLY_WAIT (RFC 8925); 0: not sent
 	Boots   []Boot         `json:"boots,omitempty"`
 	Options []Option       `json:"options,omitempty"`
+}
+
+// Relay says to which servers the guest is relayed. A family without servers is
+// answered.
+type Relay struct {
+	Index    uint8        `json:"index"` // of the NIC in the binding
+	Servers4 []netip.Addr `json:"servers4,omitempty"`
+	Servers6 []netip.Addr `json:"servers6,omitempty"`
+	Link4    netip.Addr   `json:"link4,omitzero"` // link selection (RFC 3527); not valid: none
+	Link6    netip.Addr   `json:"link6,omitzero"` // link-address (RFC 8415 §9.1); not valid: ::
+	Circuit  []byte       `json:"circuit"`        // CircuitID
+	Host     string       `json:"host,omitempty"` // option 82's remote identifier
 }
 
 // Boot is what one kind of firmware is told to load.

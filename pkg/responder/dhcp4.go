@@ -64,7 +64,7 @@ func (l *Link) respondDHCP4(g *Guest, now time.Time, toGateway bool, b, out []by
 		return nil, DHCP4Rogue
 	case m.CHAddr != l.guest:
 		return nil, DHCP4Foreign
-	case !m.GIAddr.IsUnspecified() && !slices.Contains(l.own4, m.GIAddr):
+	case !m.GIAddr.IsUnspecified() && (l.relays4() || !slices.Contains(l.own4, m.GIAddr)):
 		// A relay of the guest's own may ask for the guest itself (load
 		// generators do), not for others.
 		return nil, DHCP4Relay
@@ -72,6 +72,9 @@ func (l *Link) respondDHCP4(g *Guest, now time.Time, toGateway bool, b, out []by
 	var r request4
 	if !r.parse(&m) {
 		return nil, DHCP4Malformed
+	}
+	if l.relays4() {
+		return l.relayDHCP4(g, toGateway, &m, b, &r, out)
 	}
 	if !l.offer4.IsValid() {
 		if r.kind == wire.DHCP4Discover && r.autoConf {
@@ -228,11 +231,16 @@ func (l *Link) close4(b []byte, m *wire.DHCP4) []byte {
 		copy(b[offGIAddr4:], to[:])
 		binary.BigEndian.PutUint16(b[offUDP4+2:], wire.DHCP4ServerPort)
 	}
+	l.finish4(b)
+	return b
+}
+
+// finish4 fills in lengths and checksums.
+func (l *Link) finish4(b []byte) {
 	binary.BigEndian.PutUint16(b[offIPv4Len:], uint16(len(b)-wire.EtherLen))
 	wire.SetIPv4Checksum(b[wire.EtherLen:])
 	binary.BigEndian.PutUint16(b[offUDP4+4:], uint16(len(b)-offUDP4))
 	wire.SetUDPChecksum(b[offIPv4Src:offUDP4], b[offUDP4:])
-	return b
 }
 
 // address4 fills in ciaddr and yiaddr and chooses where an OFFER or ACK goes

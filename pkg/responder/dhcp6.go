@@ -167,7 +167,7 @@ func (r *request6) parseIA(ia *wire.IA6, own []netip.Addr) (ok bool) {
 
 // respondDHCP6 answers a client's message (RFC 8415 §18.3). All state is the
 // binding, so that every IA_NA is the guest's whatever its IAID and DUID.
-func (l *Link) respondDHCP6(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondDHCP6(g *Guest, ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 	unicast := ip.Dst == l.gw6
 	if !unicast && ip.Dst != allDHCP6Agents && ip.Dst != allDHCP6Servers {
 		return nil, NotOurs
@@ -182,6 +182,8 @@ func (l *Link) respondDHCP6(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 		return nil, DHCP6Rogue
 	case m.Type < wire.DHCP6Solicit || m.Type > wire.DHCP6InformationRequest:
 		return nil, DHCP6Unknown
+	case l.relays6():
+		return l.relayDHCP6(g, ip.Src, &m, b, out)
 	}
 	var r request6
 	if !r.parse(&m, l.dhcp6.addrs) {

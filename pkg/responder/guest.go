@@ -1,9 +1,11 @@
 package responder
 
 import (
+	"net/netip"
 	"strings"
 	"time"
 
+	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/wire"
 )
 
@@ -20,6 +22,9 @@ type Guest struct {
 	vendor   [maxVendor]byte // vendor class, cut
 	vendorN  uint8
 	held     int64 // Unix time in nanoseconds until which nothing is offered
+
+	x4   exchange4
+	xid6 uint32 // of the DHCPv6 exchange under way
 }
 
 // Kept is the part of a Guest that must outlive its responder: without it a
@@ -28,6 +33,11 @@ type Kept struct {
 	Profile Profile // of the newest lease that was offered; also decides what ARP answers
 	Booting uint64  // the boot entries (their fingerprint) of which one was given to firmware
 	Booted  uint64  // the same, once a system got its lease after that
+
+	// What another server leased through us; V4.Addr and V6[i].Addr are not valid
+	// where there is nothing.
+	V4 lease.V4
+	V6 [lease.MaxAddrs6]lease.V6
 }
 
 // maxVendor is how much of a vendor class is kept, in bytes: what tells clients
@@ -54,8 +64,7 @@ type Profile uint8
 
 // The profiles.
 const (
-	// ProfileUnknown is before the first DHCP message: ARP is answered as for
-	// ProfileRouted.
+	// ProfileUnknown is before the first DHCP message.
 	ProfileUnknown Profile = iota
 	// ProfileRouted is a /32 whose gateway is off the link, with its routes in
 	// option 121.
@@ -110,4 +119,14 @@ func (g *Guest) meet(r *request4, p Profile) {
 	g.Firmware, g.IPXE = r.firmware(), r.ipxe
 	g.Arch, g.HasArch = r.arch, r.hasArch
 	g.vendor, g.vendorN = r.vendor, r.vendorN
+}
+
+// leased6 tells whether another server leased a to the guest.
+func (g *Guest) leased6(a netip.Addr) bool {
+	for _, v := range g.V6 {
+		if v.Addr == a {
+			return true
+		}
+	}
+	return false
 }

@@ -48,6 +48,9 @@ type Link struct {
 	fqdn    fqdn4
 	boots   []boot4
 	bootsID uint64 // their fingerprint; 0: there are none
+
+	relay *relay // or nil
+	index uint8  // of the NIC in the binding
 }
 
 // Compile checks n and precomputes every reply that it can lead to. An MTU of
@@ -75,6 +78,9 @@ func Compile(n NIC) (*Link, error) {
 		l.own4 = append(l.own4, n.V4.Addr)
 	}
 	l.own4 = append(l.own4, n.V4.Extra...)
+	if n.Relay != nil {
+		l.relay, l.index = compileRelay(n), n.Relay.Index
+	}
 	if l.v4 {
 		if err := l.compile4(n); err != nil {
 			return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
@@ -90,6 +96,10 @@ func Compile(n NIC) (*Link, error) {
 	}
 	return l, nil
 }
+
+// relays4 and relays6 tell whether a family is relayed and not answered.
+func (l *Link) relays4() bool { return l.relay != nil && len(l.relay.servers4) > 0 }
+func (l *Link) relays6() bool { return l.relay != nil && len(l.relay.servers6) > 0 }
 
 func (l *Link) compile4(n NIC) (err error) {
 	l.arp = compileARP(n)
@@ -218,11 +228,11 @@ func (l *Link) Respond(g *Guest, now time.Time, frame, out []byte) ([]byte, Verd
 	case eth.Src != l.guest:
 		return nil, Foreign
 	case eth.Type == wire.EtherTypeARP && l.v4:
-		return l.respondARP(g.Profile, b, out)
+		return l.respondARP(g, b, out)
 	case eth.Type == wire.EtherTypeIPv4 && l.v4:
 		return l.respondIPv4(g, now, b, out)
 	case eth.Type == wire.EtherTypeIPv6 && l.v6:
-		return l.respondIPv6(b, out)
+		return l.respondIPv6(g, b, out)
 	}
 	return nil, NotOurs
 }
@@ -251,7 +261,7 @@ func (l *Link) respondIPv4(g *Guest, now time.Time, b, out []byte) ([]byte, Verd
 	return l.respondDHCP4(g, now, ip.Dst == l.gw4, b, out)
 }
 
-func (l *Link) respondIPv6(b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondIPv6(g *Guest, b, out []byte) ([]byte, Verdict) {
 	ip, b, ok := wire.ParseIPv6(b)
 	switch {
 	case !ok:
@@ -259,7 +269,7 @@ func (l *Link) respondIPv6(b, out []byte) ([]byte, Verdict) {
 	case ip.Proto == protoFragment:
 		return nil, Fragment
 	case ip.Proto == wire.ProtoICMPv6:
-		return l.respondND(ip, b, out)
+		return l.respondND(g, ip, b, out)
 	case ip.Proto != wire.ProtoUDP:
 		return nil, NotOurs
 	}
@@ -272,7 +282,7 @@ func (l *Link) respondIPv6(b, out []byte) ([]byte, Verdict) {
 	case udp.Dst != wire.DHCP6ServerPort:
 		return nil, NotOurs
 	}
-	return l.respondDHCP6(ip, b, out)
+	return l.respondDHCP6(g, ip, b, out)
 }
 
 // protoFragment is the next header value of a fragment (RFC 8200 §4.5).

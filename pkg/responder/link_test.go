@@ -53,6 +53,11 @@ func TestVerdicts(t *testing.T) {
 		responder.ARPProxy:             true, // TestClassicARP
 		responder.DHCP4Held:            true, // TestHold
 		responder.DHCP4NoAutoConfigure: true, // TestNoAutoConfigure
+
+		// TestRelay4, TestRelay4Refusals, TestRelay6
+		responder.DHCP4Relayed: true, responder.DHCP4RelayedToOne: true, responder.DHCP4Answered: true, responder.DHCP4LateAnswer: true,
+		responder.DHCP4BadAnswer: true, responder.DHCP4RelayLoop: true,
+		responder.DHCP6Relayed: true, responder.DHCP6Answered: true, responder.DHCP6LateAnswer: true, responder.DHCP6BadAnswer: true,
 	}
 	names := map[string]bool{}
 	for _, m := range messages() {

@@ -56,7 +56,7 @@ func (l *Link) ndUnicast(out, template []byte, dst netip.Addr) []byte {
 
 // respondND sorts an ICMPv6 message. The checksum is not verified: an emulated
 // NIC may leave it to the host.
-func (l *Link) respondND(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondND(g *Guest, ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 	if len(b) < 4 {
 		return nil, Truncated
 	}
@@ -68,7 +68,7 @@ func (l *Link) respondND(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 	case typ == wire.ICMP6RouterSolicit:
 		return l.respondRS(ip, b, out)
 	case typ == wire.ICMP6NeighbourSolicit:
-		return l.respondNS(ip, b, out)
+		return l.respondNS(g, ip, b, out)
 	case typ == wire.ICMP6RouterAdvert:
 		return nil, NDRogueRA
 	}
@@ -79,7 +79,7 @@ func (l *Link) respondND(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 // source link-layer address, and defends the gateway's address (RFC 4862
 // §5.4.3). It is silent on all other addresses: those of the guest are its own
 // to defend.
-func (l *Link) respondNS(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondNS(g *Guest, ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 	m, ok := wire.ParseNS(b)
 	if !ok || ip.Src.IsMulticast() || !ip.Dst.IsMulticast() && ip.Dst != m.Target {
 		return nil, NDMalformed
@@ -93,7 +93,7 @@ func (l *Link) respondNS(ip wire.IPv6, b, out []byte) ([]byte, Verdict) {
 		return append(out[:0], l.nd.defend...), NDDefend
 	case m.Target == l.gw6:
 		return l.ndUnicast(out, l.nd.advert, ip.Src), NDAdvert
-	case slices.Contains(l.own6, m.Target), dad && m.Target.IsLinkLocalUnicast():
+	case slices.Contains(l.own6, m.Target), g.leased6(m.Target), dad && m.Target.IsLinkLocalUnicast():
 		return nil, NDOwn
 	}
 	return nil, NDOther

@@ -135,8 +135,12 @@ func TestClassicARP(t *testing.T) {
 		p, _ := wire.ParseARP(b[wire.EtherLen:])
 		return fmt.Sprintf("%s is at %s, for %s", p.Sender, p.SenderMAC, p.Target), v
 	}
-	if s, v := ask(ip("203.0.113.1"), guest4); s != "" || v != responder.ARPOther {
+	if s, v := ask(ip("203.0.113.1"), zero4); s != "" || v != responder.ARPOther {
 		t.Errorf("before a lease: %q, %s", s, v)
+	}
+	// Configured already: the responder was started anew.
+	if _, v := ask(ip("203.0.113.1"), guest4); v != responder.ARPProxy {
+		t.Errorf("after a restart: %s", v)
 	}
 	tell(t, l, &g, client4{kind: wire.DHCP4Discover})
 	for _, c := range []struct {

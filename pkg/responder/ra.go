@@ -19,7 +19,7 @@ const (
 // out; the most needed come first.
 func compileRA(n NIC, search []byte, limit int) []byte {
 	flags := uint8(wire.RAOther)
-	if len(n.V6.Addrs) > 0 {
+	if len(n.V6.Addrs) > 0 || n.Relay != nil && len(n.Relay.Servers6) > 0 {
 		flags |= wire.RAManaged
 	}
 	lifetime := max(uint32(n.V6.RouterLifetime), raMinLifetime)

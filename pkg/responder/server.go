@@ -81,12 +81,16 @@ type Server struct {
 	seen  int   // exchanges so far; the newest is last[(seen-1)%History]
 	known Guest // what the pump has learned
 
-	keep func(Kept)
+	keep  func(Kept)
+	relay RelayConn // or nil
 
-	// The pump's own.
+	// What follows is guarded by state: the pump's, and for a relayed guest that
+	// of the goroutine that calls Deliver, too.
+	state    sync.Mutex
 	guest    Guest
 	met      pacer
 	declined pacer
+	answer   []byte // for Deliver
 	started  time.Time
 	buckets  [NumClasses]bucket
 	storms   [NumClasses]pacer
@@ -121,6 +125,54 @@ func NewServer(conn FrameConn, link *Link, limits Limits, log logrus.FieldLogger
 // before Run, or not at all.
 func (s *Server) Restore(kept Kept, keep func(Kept)) {
 	s.guest.Kept, s.known.Kept, s.keep = kept, kept, keep
+}
+
+// RelayConn takes messages for the DHCP servers, with their header.
+type RelayConn interface {
+	// WriteMessage hands a message over or fails at once.
+	WriteMessage(message []byte) error
+}
+
+// Relay gives the server the way to the DHCP servers. Call it before Run.
+func (s *Server) Relay(conn RelayConn) {
+	s.relay = conn
+	s.answer = make([]byte, MaxReply)
+}
+
+// Deliver takes what a DHCP server sent: its family, its index among the binding's
+// servers and the message. It counts against the limit of the guest's class.
+func (s *Server) Deliver(family, server uint8, message []byte) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	at, before := time.Now(), s.guest
+	reply, v, ok := s.fromServer(at, family, server, message)
+	now := at.Sub(s.started)
+	switch {
+	case !ok:
+		s.guest = before
+		return
+	case !s.buckets[v.Class()].take(now):
+		s.rateLimited.Add(1)
+		s.guest = before
+		return
+	}
+	s.judged(before, at, now, v)
+	if reply != nil {
+		s.send(reply)
+	}
+}
+
+func (s *Server) fromServer(now time.Time, family, server uint8, message []byte) (reply []byte, v Verdict, ok bool) {
+	defer s.survive()
+	switch link := s.link.Load(); family {
+	case 4:
+		reply, v = link.FromServer4(&s.guest, now, server, message, s.answer)
+	case 6:
+		reply, v = link.FromServer6(&s.guest, now, server, message, s.answer)
+	default:
+		return nil, 0, false
+	}
+	return reply, v, true
 }
 
 // Swap replaces the link between two frames; a router advertisement that tells
@@ -177,6 +229,8 @@ func (s *Server) pump(ctx context.Context) error {
 // handle judges one frame and sends the answer. A frame above the limit of its
 // class counts as limited and nothing else; only then the result is false.
 func (s *Server) handle(frame, out []byte) bool {
+	s.state.Lock()
+	defer s.state.Unlock()
 	at := time.Now()
 	before := s.guest
 	reply, v, ok := s.respond(at, frame, out)
@@ -194,23 +248,35 @@ func (s *Server) handle(frame, out []byte) bool {
 		s.guest = before // as if it had not come
 		return false
 	}
+	s.judged(before, at, now, v)
+	if v == DHCP4Decline && s.declined.ready(now) {
+		s.log.Warn("the guest has found another machine with its IPv4 address on its own link (DECLINE). Fix: look into the guest for a bridge, container or second interface that answers ARP for it")
+	}
+	switch {
+	case reply == nil:
+	case v.Relayed():
+		if s.relay == nil || s.relay.WriteMessage(reply) != nil {
+			s.sendFailed.Add(1) // the client tries again
+		}
+	default:
+		s.send(reply)
+	}
+	return true
+}
+
+// judged counts a message and what became of it.
+func (s *Server) judged(before Guest, at time.Time, now time.Duration, v Verdict) {
 	s.verdicts[v].Add(1)
 	if s.guest != before {
 		s.learned(before, now)
 	}
-	if v == DHCP4Decline && s.declined.ready(now) {
-		s.log.Warn("the guest has found another machine with its IPv4 address on its own link (DECLINE). Fix: look into the guest for a bridge, container or second interface that answers ARP for it")
+	if v.Class() == ClassNone {
+		return
 	}
-	if class != ClassNone {
-		s.mu.Lock()
-		s.last[s.seen%History] = Exchange{At: at, Verdict: v}
-		s.seen++
-		s.mu.Unlock()
-	}
-	if reply != nil {
-		s.send(reply)
-	}
-	return true
+	s.mu.Lock()
+	s.last[s.seen%History] = Exchange{At: at, Verdict: v}
+	s.seen++
+	s.mu.Unlock()
 }
 
 // learned makes known what the pump has learned of the guest: to who asks for

@@ -49,6 +49,12 @@ const (
 	DHCP4Held            // a DISCOVER or REQUEST so soon after a DECLINE that nothing is offered
 	DHCP4Foreign         // chaddr is not the guest's MAC
 	DHCP4Relay           // giaddr is set: the guest plays relay
+	DHCP4Relayed         // passed on to all servers
+	DHCP4RelayedToOne    // passed on to the server that the lease is from
+	DHCP4Answered        // a server's answer, passed on to the guest
+	DHCP4LateAnswer      // a server's answer that came second, or to nothing that was asked
+	DHCP4BadAnswer       // what came as a server's answer and is none for this guest
+	DHCP4RelayLoop       // came through too many relays
 	DHCP4Rogue           // a server's message: the guest plays server
 	DHCP4Unknown         // BOOTP without a message type, or one that is no client's
 	DHCP4Malformed       // not parseable
@@ -68,6 +74,10 @@ const (
 	DHCP6OtherServer  // names another server
 	DHCP6NothingToDo  // CONFIRM without an address (RFC 8415 §18.3.3)
 	DHCP6Relay        // a relay's message
+	DHCP6Relayed      // passed on to the servers
+	DHCP6Answered     // a server's answer, passed on to the guest
+	DHCP6LateAnswer   // a server's answer to nothing that was asked
+	DHCP6BadAnswer    // what came as a server's answer and is none for this guest
 	DHCP6Rogue        // a server's message: the guest plays server
 	DHCP6Unknown      // a message type that is no client's
 	DHCP6Malformed    // not parseable, or breaks a rule of RFC 8415 §16
@@ -118,6 +128,12 @@ var verdictNames = [NumVerdicts]string{
 	DHCP4Held:            "dhcp4_held",
 	DHCP4Foreign:         "dhcp4_foreign",
 	DHCP4Relay:           "dhcp4_relay",
+	DHCP4Relayed:         "dhcp4_relayed",
+	DHCP4RelayedToOne:    "dhcp4_relayed_to_one",
+	DHCP4Answered:        "dhcp4_answered",
+	DHCP4LateAnswer:      "dhcp4_late_answer",
+	DHCP4BadAnswer:       "dhcp4_bad_answer",
+	DHCP4RelayLoop:       "dhcp4_relay_loop",
 	DHCP4Rogue:           "dhcp4_rogue",
 	DHCP4Unknown:         "dhcp4_unknown",
 	DHCP4Malformed:       "dhcp4_malformed",
@@ -137,6 +153,10 @@ var verdictNames = [NumVerdicts]string{
 	DHCP6OtherServer:  "dhcp6_other_server",
 	DHCP6NothingToDo:  "dhcp6_nothing_to_do",
 	DHCP6Relay:        "dhcp6_relay",
+	DHCP6Relayed:      "dhcp6_relayed",
+	DHCP6Answered:     "dhcp6_answered",
+	DHCP6LateAnswer:   "dhcp6_late_answer",
+	DHCP6BadAnswer:    "dhcp6_bad_answer",
 	DHCP6Rogue:        "dhcp6_rogue",
 	DHCP6Unknown:      "dhcp6_unknown",
 	DHCP6Malformed:    "dhcp6_malformed",

@@ -197,6 +197,28 @@ func (s *session) list() ([]Domain, error) {
 	return list, nil
 }
 
+// defined lists the UUIDs of all domains.
+func (s *session) defined() ([]uuid.UUID, error) {
+	all, err := s.conn.ListAllDomains(0)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]uuid.UUID, 0, len(all))
+	for i := range all {
+		raw, uerr := all[i].GetUUID()
+		_ = all[i].Free() // fails only for what is no domain
+		if uerr != nil {
+			return nil, fmt.Errorf("read a domain's UUID: %w", uerr)
+		}
+		id, uerr := uuid.FromBytes(raw)
+		if uerr != nil {
+			return nil, fmt.Errorf("read a domain's UUID: %w", uerr)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
 // domain is one domain's details; nil when it is no longer active.
 func (s *session) domain(d *libvirt.Domain) (*Domain, error) {
 	id, err := domainUUID(d)

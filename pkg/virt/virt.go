@@ -177,39 +177,50 @@ func (c *Conn) connect(ctx context.Context, wake func(string)) (*session, error)
 // Snapshot lists the active domains. An error means that the list is not known.
 // It takes at most 5 s, whatever ctx says.
 func (c *Conn) Snapshot(ctx context.Context) ([]Domain, error) {
+	return ask(ctx, c, (*session).list)
+}
+
+// Defined lists the UUIDs of all domains, active or not. It is bounded as
+// Snapshot is.
+func (c *Conn) Defined(ctx context.Context) ([]uuid.UUID, error) {
+	return ask(ctx, c, (*session).defined)
+}
+
+// ask has the session answer a question, or gives up on it.
+func ask[T any](ctx context.Context, c *Conn, question func(*session) (T, error)) (none T, err error) {
 	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
 	defer cancel()
 	s, release, err := c.use()
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	type result struct {
-		domains []Domain
-		err     error
+		answer T
+		err    error
 	}
 	// One list at a time: those behind one that hangs would only hang, too.
 	select {
 	case s.busy <- struct{}{}:
 	case <-ctx.Done():
 		release()
-		return nil, s.late(ctx)
+		return none, s.late(ctx)
 	}
 	results := make(chan result, 1)
 	go func() {
 		defer release()
 		defer func() { <-s.busy }()
-		domains, err := s.list()
-		results <- result{domains, err}
+		answer, err := question(s)
+		results <- result{answer, err}
 	}()
 	select {
 	case r := <-results:
 		if r.err != nil {
-			return nil, fmt.Errorf("list libvirt's domains: %w", r.err)
+			return none, fmt.Errorf("list libvirt's domains: %w", r.err)
 		}
 		s.strikes.Store(0)
-		return r.domains, nil
+		return r.answer, nil
 	case <-ctx.Done():
-		return nil, s.late(ctx)
+		return none, s.late(ctx)
 	}
 }
 

@@ -18,8 +18,9 @@ const nobody = 65534
 
 // dropPrivileges makes the whole process an ordinary one of the named account
 // that can never gain anything again and may make only the system calls that
-// serving takes.
-func dropPrivileges(account string, log logrus.FieldLogger) error {
+// serving takes. leases is the descriptor of the file that it may still write, or
+// -1.
+func dropPrivileges(account string, leases int, log logrus.FieldLogger) error {
 	if err := dropBounding(); err != nil {
 		return err
 	}
@@ -36,7 +37,7 @@ func dropPrivileges(account string, log logrus.FieldLogger) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
-	return restrictSyscalls()
+	return restrictSyscalls(leases)
 }
 
 // dropBounding empties the bounding set on every thread. Each call that reaches

@@ -32,9 +32,9 @@ type argument struct {
 }
 
 // rules are what the Go runtime and the loop of a responder do, and no more: no
-// new socket, no file for writing, no new program or process, no code written
+// new socket, no other file for writing, no new program or process, no code written
 // at run time. The frequent ones come first.
-func rules(pid int) []rule {
+func rules(pid, leases int) []rule {
 	const anyBit = 0xffffffff
 	return []rule{
 		// Frames and control lines.
@@ -47,6 +47,12 @@ func rules(pid int) []rule {
 		{number: unix.SYS_EPOLL_CTL},
 		{number: unix.SYS_GETSOCKNAME},
 		{unix.SYS_IOCTL, &argument{1, anyBit, unix.SIOCGIFFLAGS}},
+
+		// What is kept of the guest's leases, in the one file that is open for
+		// writing; and the way to the agent, for a guest that is relayed.
+		{unix.SYS_PWRITE64, &argument{0, anyBit, uint32(leases)}},
+		{unix.SYS_FDATASYNC, &argument{0, anyBit, uint32(leases)}},
+		{number: unix.SYS_SENDTO},
 
 		// The binding (and the zone for the log's times): reading only.
 		{unix.SYS_OPENAT, &argument{2, unix.O_ACCMODE | unix.O_CREAT | unix.O_TRUNC, unix.O_RDONLY}},
@@ -80,7 +86,7 @@ func rules(pid int) []rule {
 }
 
 // syscallFilter ends the process on anything that rules do not allow.
-func syscallFilter(pid int) []bpf.Instruction {
+func syscallFilter(pid, leases int) []bpf.Instruction {
 	kill, allow := bpf.RetConstant{Val: unix.SECCOMP_RET_KILL_PROCESS}, bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
 	program := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: offArch, Size: 4},
@@ -88,7 +94,7 @@ func syscallFilter(pid int) []bpf.Instruction {
 		kill,
 		bpf.LoadAbsolute{Off: offNumber, Size: 4},
 	}
-	for _, r := range rules(pid) {
+	for _, r := range rules(pid, leases) {
 		if r.check == nil {
 			program = append(program, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: r.number, SkipTrue: 1}, allow)
 			continue
@@ -108,11 +114,11 @@ func syscallFilter(pid int) []bpf.Instruction {
 // restrictSyscalls sets no_new_privs and installs the filter, both on every
 // thread. (A filter that is synchronised would hand no_new_privs on, but to set it
 // on one thread first takes runtime.LockOSThread, which keeps a thread for ever.)
-func restrictSyscalls() error {
+func restrictSyscalls(leases int) error {
 	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("set no_new_privs: %w", errno)
 	}
-	raw, err := bpf.Assemble(syscallFilter(os.Getpid()))
+	raw, err := bpf.Assemble(syscallFilter(os.Getpid(), leases))
 	if err != nil {
 		return fmt.Errorf("assemble the system call filter: %w", err)
 	}

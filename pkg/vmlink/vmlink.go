@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -23,6 +24,7 @@ import (
 // Options say which VM to serve and how.
 type Options struct {
 	Dir    string           // the VM's directory, which holds binding.json
+	State  string           // the state directory, which may hold leases/UUID.json; "": none
 	User   string           // the account to become; nobody's ids (65534) if there is none of that name
 	Limits responder.Limits // of each NIC
 	Notify string           // systemd's notification socket ($NOTIFY_SOCKET), "" for none
@@ -42,7 +44,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer v.close()
-	if err := dropPrivileges(o.User, o.Log); err != nil {
+	if err := dropPrivileges(o.User, v.keeper.descriptor(), o.Log); err != nil {
 		return fmt.Errorf("drop privileges: %w", err)
 	}
 	if err := v.notify.ready(); err != nil {
@@ -74,6 +76,9 @@ type vm struct {
 	nics    []nic
 	control *controlServer
 	notify  notifier
+	keeper  *keeper    // or nil
+	relay   *relayConn // or nil: no NIC is relayed
+	keeping sync.Mutex // guards keeper
 
 	// The control server's own.
 	status statusWriter
@@ -104,16 +109,26 @@ func open(ctx context.Context, o Options) (_ *vm, err error) {
 		return nil, err
 	}
 	v.uuid, v.hash = binding.UUID, sha256.Sum256(text)
+	v.keeper = openKeeper(leaseFile(o.State, o.Dir), binding.NICs, o.Log)
+	if relayed(binding) {
+		if v.relay, err = openRelay(o.Dir); err != nil {
+			return nil, err
+		}
+	}
 	for i, n := range binding.NICs {
 		conn, err := rawsock.Open(n.Bridge, n.GuestMAC)
 		if err != nil {
 			return nil, err
 		}
 		log := o.Log.WithFields(logrus.Fields{"vm": binding.Name, "bridge": n.Bridge})
-		v.nics = append(v.nics, nic{
-			key:    nicKey{n.Bridge, n.GuestMAC},
-			server: responder.NewServer(conn, links[i], o.Limits, log),
-		})
+		server := responder.NewServer(conn, links[i], o.Limits, log)
+		v.nics = append(v.nics, nic{key: nicKey{n.Bridge, n.GuestMAC}, server: server})
+		if v.keeper != nil {
+			server.Restore(v.keeper.kept(i), func(s responder.Kept) { v.keep(i, s) })
+		}
+		if v.relay != nil {
+			server.Relay(v.relay)
+		}
 	}
 	if v.status, err = newStatusWriter(os.Getpid(), version.Version, v.since, v.nics); err != nil {
 		return nil, err
@@ -125,6 +140,28 @@ func open(ctx context.Context, o Options) (_ *vm, err error) {
 		return nil, err
 	}
 	return v, nil
+}
+
+// relayed tells whether a NIC of the binding is.
+func relayed(b responder.Binding) bool {
+	for _, n := range b.NICs {
+		if n.Relay != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// keep writes a NIC's state, and tells the agent that there is something new to
+// route. NICs call it from goroutines of their own.
+func (v *vm) keep(i int, s responder.Kept) {
+	v.keeping.Lock()
+	defer v.keeping.Unlock()
+	v.keeper.keep(i, s)
+	if v.relay != nil {
+		// Without an agent there is nobody to tell; it looks when it starts.
+		_ = v.relay.WriteMessage([]byte{responder.RelayVersion, uint8(i), 0, 0})
+	}
 }
 
 // compile parses a binding and makes its links.
@@ -155,6 +192,8 @@ func (v *vm) close() {
 		v.control.close()
 	}
 	v.notify.close()
+	v.keeper.close()
+	v.relay.close()
 	if v.dir != nil {
 		v.dir.close()
 	}
@@ -164,6 +203,9 @@ func (v *vm) close() {
 func (v *vm) serve(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return v.control.serve(ctx) })
+	if v.relay != nil {
+		g.Go(func() error { return v.relay.serve(ctx, v.nics) })
+	}
 	for _, n := range v.nics {
 		g.Go(func() error {
 			err := n.server.Run(ctx)
@@ -213,7 +255,7 @@ func (v *vm) reload() error {
 	if binding.UUID != v.uuid {
 		return fmt.Errorf("the binding is of VM %s, this responder serves %s", binding.UUID, v.uuid)
 	}
-	if len(links) != len(v.nics) {
+	if len(links) != len(v.nics) || relayed(binding) != (v.relay != nil) {
 		return errRestart
 	}
 	servers := make([]*responder.Server, len(links))
@@ -225,6 +267,13 @@ func (v *vm) reload() error {
 		}
 		if servers[i] == nil {
 			return errRestart
+		}
+	}
+	if v.relay != nil {
+		for i, s := range servers {
+			if s != v.nics[i].server {
+				return errRestart // the agent knows them by their place
+			}
 		}
 	}
 	for i, s := range servers {

@@ -406,7 +406,7 @@ func TestNotify(t *testing.T) {
 
 func TestSyscallFilter(t *testing.T) {
 	const pid = 1234
-	vm, err := bpf.NewVM(syscallFilter(pid))
+	vm, err := bpf.NewVM(syscallFilter(pid, 9))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -421,6 +421,8 @@ func TestSyscallFilter(t *testing.T) {
 		{"read", auditArch, unix.SYS_READ, [6]uint32{}, true},
 		{"write", auditArch, unix.SYS_WRITE, [6]uint32{}, true},
 		{"read as another machine", auditArch ^ 1, unix.SYS_READ, [6]uint32{}, false},
+		{"write of the lease file", auditArch, unix.SYS_PWRITE64, [6]uint32{9}, true},
+		{"write at an offset of another file", auditArch, unix.SYS_PWRITE64, [6]uint32{8}, false},
 		{"execve", auditArch, execve, [6]uint32{}, false},
 		{"socket", auditArch, socket, [6]uint32{}, false},
 		{"connect", auditArch, unix.SYS_CONNECT, [6]uint32{}, false},

@@ -52,6 +52,7 @@ const (
 	Opt4BootFile        = 67
 	Opt4UserClass       = 77  // RFC 3004
 	Opt4FQDN            = 81  // RFC 4702
+	Opt4RelayAgent      = 82  // RFC 3046
 	Opt4Architecture    = 93  // RFC 4578
 	Opt4V6Only          = 108 // RFC 8925
 	Opt4Portal          = 114 // RFC 8910
@@ -90,7 +91,7 @@ type DHCP4 struct {
 	GIAddr netip.Addr
 	CHAddr mac.Addr
 
-	sname, file, options []byte
+	raw, sname, file, options []byte
 }
 
 // ParseDHCP4 reads a message. Not ok are messages that are cut short, that are
@@ -110,6 +111,7 @@ func ParseDHCP4(b []byte) (m DHCP4, ok bool) {
 		SIAddr:  netip.AddrFrom4([4]byte(b[20:24])),
 		GIAddr:  netip.AddrFrom4([4]byte(b[24:28])),
 		CHAddr:  mac.Addr(b[28:34]),
+		raw:     b,
 		sname:   b[44:108],
 		file:    b[108:236],
 		options: b[240:],
@@ -129,6 +131,12 @@ func AppendDHCP4(b []byte, m DHCP4) []byte {
 	b = append(b, rest[:]...)
 	return binary.BigEndian.AppendUint32(b, DHCP4Cookie)
 }
+
+// Raw is the message that m was parsed from.
+func (m *DHCP4) Raw() []byte { return m.raw }
+
+// MainOptions starts a walk over the options field alone, with option 52.
+func (m *DHCP4) MainOptions() Options4 { return Options4{rest: m.options, main: true} }
 
 // Options starts a walk over the message's options.
 func (m *DHCP4) Options() Options4 {
@@ -150,6 +158,7 @@ type Options4 struct {
 	rest, file, sname []byte
 	overload          uint8
 	inOverload        bool
+	main              bool // this field only, as it is
 	malformed         bool
 }
 
@@ -158,12 +167,12 @@ func (o *Options4) Next() bool {
 	for {
 		code, data, ok := o.next()
 		if !ok {
-			if o.malformed || !o.nextField() {
+			if o.malformed || o.main || !o.nextField() {
 				return false
 			}
 			continue
 		}
-		if code != Opt4Overload {
+		if code != Opt4Overload || o.main {
 			o.Code, o.Data = code, data
 			return true
 		}

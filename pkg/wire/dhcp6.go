@@ -43,6 +43,9 @@ const (
 	Opt6Search             = 24 // RFC 3646
 	Opt6IAPD               = 25
 	Opt6IAPrefix           = 26
+	Opt6RelayMessage       = 9
+	Opt6ServerUnicast      = 12
+	Opt6InterfaceID        = 18
 	Opt6SNTP               = 31 // RFC 4075
 	Opt6InformationRefresh = 32
 	Opt6NTP                = 56 // RFC 5908
@@ -87,6 +90,10 @@ func AppendDHCP6(b []byte, m DHCP6) []byte {
 
 // Options starts a walk over the message's options.
 func (m *DHCP6) Options() Options6 { return Options6{rest: m.options} }
+
+// OptionsOf6 starts a walk over options that stand alone, as after a relay's
+// header.
+func OptionsOf6(b []byte) Options6 { return Options6{rest: b} }
 
 // Options6 walks a row of DHCPv6 options:
 //

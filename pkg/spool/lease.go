@@ -1,0 +1,104 @@
+package spool
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/slash32/slash32/pkg/lease"
+	"github.com/slash32/slash32/pkg/responder"
+)
+
+func (d Dirs) leaseDir() string { return filepath.Join(d.State, "leases") }
+
+// LeaseFile is where a VM's responder keeps what must outlive it.
+func (d Dirs) LeaseFile(id uuid.UUID) string {
+	return filepath.Join(d.leaseDir(), id.String()+".json")
+}
+
+// Keeps tells whether a VM with the binding has anything to keep.
+func Keeps(b responder.Binding) bool {
+	for _, n := range b.NICs {
+		if n.Relay != nil {
+			return true
+		}
+		for _, boot := range n.V4.Boots {
+			if boot.Once {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// EnsureLease makes the lease file of a VM that has something to keep, since its
+// responder has no right to. One that is there stays as it is.
+func (s *Spool) EnsureLease(id uuid.UUID, b responder.Binding) error {
+	if !Keeps(b) {
+		return nil
+	}
+	if err := os.MkdirAll(s.leaseDir(), 0o700); err != nil {
+		return fmt.Errorf("make the directory of lease files: %w", err)
+	}
+	f, err := os.OpenFile(s.LeaseFile(id), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("make the lease file of %s: %w", b.Name, err)
+	}
+	return f.Close()
+}
+
+// Lease reads the lease file of a VM. Without a file, and for one that has
+// nothing yet, the state is empty.
+func (s *Spool) Lease(id uuid.UUID) (lease.State, error) {
+	f, err := os.Open(s.LeaseFile(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return lease.State{}, nil
+	}
+	if err != nil {
+		return lease.State{}, fmt.Errorf("open the lease file of %s: %w", id, err)
+	}
+	defer f.Close()
+	b := make([]byte, lease.FileSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return lease.State{}, fmt.Errorf("read the lease file of %s: %w", id, err)
+	}
+	state, err := lease.Decode(b[:n])
+	if err != nil && !errors.Is(err, lease.ErrEmpty) {
+		return lease.State{}, fmt.Errorf("read the lease file %s: %w", s.LeaseFile(id), err)
+	}
+	return state, nil
+}
+
+// Leases lists the VMs that have a lease file.
+func (s *Spool) Leases() ([]uuid.UUID, error) {
+	entries, err := os.ReadDir(s.leaseDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the lease files: %w", err)
+	}
+	var ids []uuid.UUID
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if id, err := uuid.Parse(name); ok && err == nil && len(name) == 36 {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// RemoveLease takes away the lease file of a VM that is no more.
+func (s *Spool) RemoveLease(id uuid.UUID) error {
+	if err := os.Remove(s.LeaseFile(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the lease file of %s: %w", id, err)
+	}
+	return nil
+}
