@@ -8,16 +8,19 @@ lab=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-syste
 	linux-image-cloud-amd64 busybox-static cpio nftables iproute2 iputils-ping dhcpcd-base tcpdump conntrack
 	procps util-linux)
 build=(gcc libc6-dev libvirt-dev pkg-config make git ca-certificates)
-clients=(isc-dhcp-client udhcpc ndisc6 socat jq strace systemd-container bird2)
+clients=(isc-dhcp-client udhcpc ndisc6 socat jq strace systemd-container bird2 klibc-utils initramfs-tools-core
+	network-manager dbus)
+servers=(isc-dhcp-server kea-dhcp4-server kea-dhcp6-server kea-admin)
+firmware=(ovmf ipxe)
 peers=(isc-dhcp-server dnsmasq-base)
 
 declare -A wanted=()
 for set in "${@:-all}"; do
 	case $set in
 	demo) names=("${lab[@]}" "${build[@]}") ;;
-	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}") ;;
+	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}") ;;
 	bench) names=("${lab[@]}" "${build[@]}" "${peers[@]}") ;;
-	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${peers[@]}") ;;
+	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${peers[@]}") ;;
 	*)
 		echo "setup: no set \"$set\"; there are demo, test and bench" >&2
 		exit 2
