@@ -124,7 +124,7 @@ func TestManual(t *testing.T) {
 		"slash32-responder.8":  {"binding.json", "responder.sock"},
 		"slash32d.8":           {"SLASH32_STATE_DIR", "slash32d.sock"},
 		"slash32.yaml.5":       {"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "forwarding", "launch", "libvirt", "conf.d", "domains.d"},
-		"slash32-annotation.7": {"hostname", "domain", "network", "client", "mtu", "ipv4", "ipv6", "address", "prefix", "dns", "search", "ntp", "route", "nat", "forward", "boot", "option", "portal", "E100", "E101", "E102", "E103", "E104", "E105", "E106", "E107", "E108", "E109", "E110", "E111", "E112", "E120", "E130", "W101", "W102", "W203", "W208", "W210"},
+		"slash32-annotation.7": {"hostname", "domain", "network", "client", "mtu", "ipv4", "ipv6", "address", "prefix", "dns", "search", "ntp", "route", "nat", "forward", "boot", "option", "portal", "relay", "E100", "E101", "E102", "E103", "E104", "E105", "E106", "E107", "E108", "E109", "E110", "E111", "E112", "E120", "E130", "W101", "W102", "W203", "W208", "W209", "W210"},
 	} {
 		b, err := os.ReadFile(filepath.Join("../../packaging/man", page))
 		if err != nil {

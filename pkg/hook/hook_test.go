@@ -81,7 +81,7 @@ func newBed(t *testing.T) *bed {
 		t.Fatal(err)
 	}
 	t.Cleanup(k.Close)
-	dirs := spool.Dirs{Run: filepath.Join(t.TempDir(), "run"), Config: t.TempDir()}
+	dirs := spool.Dirs{Run: filepath.Join(t.TempDir(), "run"), Config: t.TempDir(), State: t.TempDir()}
 	b := &bed{T: t, kernel: k, spool: &spool.Spool{Dirs: dirs}, resp: map[string]bool{}, now: time.Now()}
 	b.hook = &hook.Hook{
 		Dirs:     dirs,

@@ -191,7 +191,7 @@ func newBed(t *testing.T) *bed {
 		t.Fatal(err)
 	}
 	t.Cleanup(k.Close)
-	s, err := spool.Open(spool.Dirs{Run: filepath.Join(t.TempDir(), "run"), Config: t.TempDir()})
+	s, err := spool.Open(spool.Dirs{Run: filepath.Join(t.TempDir(), "run"), Config: t.TempDir(), State: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

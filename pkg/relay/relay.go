@@ -56,6 +56,8 @@ type Relay struct {
 	Credentials func(uid uint32) bool
 	Log         logrus.FieldLogger
 
+	source func(given, server netip.Addr) (netip.Addr, error) // sourceTo, but in tests
+
 	once sync.Once
 	set  chan []VM
 
@@ -90,6 +92,9 @@ func (r *Relay) init() {
 		r.vms = map[uuid.UUID]*vm{}
 		r.sources = map[netip.Addr]*net.UDPConn{}
 		r.said = map[string]time.Time{}
+		if r.source == nil {
+			r.source = sourceTo
+		}
 	})
 }
 
@@ -172,7 +177,7 @@ func (r *Relay) drop(id uuid.UUID) {
 
 // want notes the source towards a server and opens it.
 func (r *Relay) want(wanted map[netip.Addr]bool, given, server netip.Addr, port uint16) {
-	addr, err := sourceTo(given, server)
+	addr, err := r.source(given, server)
 	if err != nil {
 		r.say(fmt.Errorf("relay to %s: %w", server, err))
 		return
@@ -263,7 +268,7 @@ func (r *Relay) forward(v *vm, index, family, server uint8, message []byte) {
 		if family == 6 {
 			given = netip.Addr{}
 		}
-		addr, err := sourceTo(given, to)
+		addr, err := r.source(given, to)
 		if err == nil {
 			u := r.sources[addr]
 			if u == nil {

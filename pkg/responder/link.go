@@ -207,8 +207,13 @@ func (n NIC) searchList() []string {
 func (l *Link) Lease(p Profile) string { return l.dhcp4.leases[p] }
 
 // Forced is the profile that every client gets; ProfileUnknown when its messages
-// decide.
-func (l *Link) Forced() Profile { return l.forced }
+// decide. A relayed guest's lease is the server's affair: it is taken for classic.
+func (l *Link) Forced() Profile {
+	if l.relays4() {
+		return ProfileClassic
+	}
+	return l.forced
+}
 
 // Respond judges one frame from the guest that arrived at now. The reply, if
 // any, is written into out, whose capacity must be at least MaxReply and which

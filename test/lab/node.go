@@ -24,6 +24,33 @@ type Node struct {
 	started *sync.WaitGroup // what Start started on any node
 }
 
+// AddNode makes one more host: a network namespace with nothing but its loopback.
+func (l *Lab) AddNode(ctx context.Context, name string) (*Node, error) {
+	for _, command := range []string{"ip netns add " + name, "ip -n " + name + " link set lo up"} {
+		if _, err := l.HV.Exec(ctx, strings.Fields(command)...); err != nil {
+			return nil, fmt.Errorf("add a node: %w", err)
+		}
+	}
+	return l.Node(name), nil
+}
+
+// Node is the node of a name that AddNode has made.
+func (l *Lab) Node(name string) *Node {
+	return &Node{Name: name, init: l.HV.init, started: &l.started}
+}
+
+// Give moves an interface of the node's into the network namespace of a process,
+// named by its number outside of the lab.
+func (n *Node) Give(ctx context.Context, link string, pid int) error {
+	net := "--net"
+	if n.Name != "hv" {
+		net += "=" + n.Path("/run/netns/"+n.Name)
+	}
+	_, err := run(exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(n.init), net, "--",
+		"ip", "link", "set", link, "netns", strconv.Itoa(pid)), n.Name+"$ give "+link)
+	return err
+}
+
 // Path is the path, outside the lab, of a file of the lab's. Sockets can be
 // connected to and files read and written there.
 func (n *Node) Path(path string) string {
