@@ -72,7 +72,7 @@ ifeq ($(DESTDIR),)
 	packaging/activate $(LIBEXECDIR)
 endif
 
-uninstall: ## remove what install has put there; your own configuration stays
+uninstall: ## remove what install has put there; your own configuration and the lease files stay
 ifeq ($(DESTDIR),)
 	packaging/deactivate
 endif
@@ -83,7 +83,7 @@ endif
 	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/slash32.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/slash32.conf
 	rm -f $(DESTDIR)/etc/iproute2/rt_protos.d/slash32.conf
 	for m in $(notdir $(MANPAGES)); do rm -f $(DESTDIR)$(MANDIR)/man$${m##*.}/$$m; done
-	for d in $(HOOKDIR) /etc/slash32/conf.d /etc/slash32/domains.d /etc/slash32 /var/lib/slash32 \
+	for d in $(HOOKDIR) /etc/slash32/conf.d /etc/slash32/domains.d /etc/slash32 /var/lib/slash32/leases /var/lib/slash32 \
 		/etc/iproute2/rt_protos.d $(UNITDIR) $(dir $(UNITDIR)) $(PREFIX)/lib/sysusers.d $(PREFIX)/lib/tmpfiles.d \
 		$(addprefix $(MANDIR)/man,1 5 7 8) $(dir $(DOCDIR)) $(PREFIX)/libexec; do \
 		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \

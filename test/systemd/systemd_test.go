@@ -27,7 +27,8 @@ const patience = 2 * time.Minute
 
 const addr = "10.42.0.7"
 
-var web = lab.Domain{Name: "web", Metadata: lab.Annotation(`ipv4="` + addr + `"`)}
+// A boot file for once makes its responder keep a lease file.
+var web = lab.Domain{Name: "web", Metadata: "<network xmlns='urn:slash32:domain:1'><interface><address ip='" + addr + "'/><boot file='http://192.0.2.1/x' once='yes'/></interface></network>"}
 
 func require(t *testing.T) {
 	t.Helper()
@@ -86,6 +87,9 @@ func TestInstalled(t *testing.T) {
 		}
 	}
 
+	// State stays: a machine that has booted from the network once must not do so
+	// again because slash32 was installed anew.
+	m.do(t, "rm", "/var/lib/slash32/leases/"+lab.DefaultUUID(web.Name)+".json")
 	m.do(t, "make", "-C", "/src", "uninstall")
 	if diff := cmp.Diff(before, m.files(t)); diff != "" {
 		t.Errorf("uninstall left or took something (- before, + after):\n%s", diff)
@@ -173,8 +177,8 @@ func agent(t *testing.T, m *machine) {
 	if diff := cmp.Diff(want, p); diff != "" {
 		t.Error(diff)
 	}
-	const netAdmin = "0000000000001000"
-	wantStatus := map[string]string{"CapEff": netAdmin, "CapBnd": netAdmin, "NoNewPrivs": "1", "Seccomp": "2"}
+	const capabilities = "0000000000001400" // CAP_NET_ADMIN, CAP_NET_BIND_SERVICE
+	wantStatus := map[string]string{"CapEff": capabilities, "CapBnd": capabilities, "NoNewPrivs": "1", "Seccomp": "2"}
 	if diff := cmp.Diff(wantStatus, m.status(t, pid, "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")); diff != "" {
 		t.Error(diff)
 	}
@@ -247,10 +251,25 @@ func responder(t *testing.T, m *machine) {
 	m.do(t, "mkdir", "/run/slash32/vm/of-another-vm")
 	seen := m.do(t, "sh", "-c", "cd /proc/"+pid+"/root && ls -A run/slash32/vm home root boot var etc/libvirt run/libvirt 2>&1 | grep -v '^ls:'")
 	m.do(t, "rmdir", "/run/slash32/vm/of-another-vm")
-	wantSeen := "boot:\n\netc/libvirt:\n\nhome:\n\nroot:\n\nrun/libvirt:\n\nrun/slash32/vm:\n" + lab.DefaultUUID(web.Name) + "\n\nvar:\n"
+	wantSeen := "boot:\n\netc/libvirt:\n\nhome:\n\nroot:\n\nrun/libvirt:\n\nrun/slash32/vm:\n" + lab.DefaultUUID(web.Name) + "\n\nvar:\nlib\ntmp\n"
 	if diff := cmp.Diff(wantSeen, seen); diff != "" {
 		t.Errorf("what the responder sees:\n%s", diff)
 	}
+	// And its own VM's lease file, which it writes in spite of all that.
+	file := lab.DefaultUUID(web.Name) + ".json"
+	m.do(t, "touch", "/var/lib/slash32/leases/of-another-vm.json")
+	seen = m.do(t, "ls", "-A", "/proc/"+pid+"/root/var/lib/slash32/leases")
+	m.do(t, "rm", "/var/lib/slash32/leases/of-another-vm.json")
+	if seen != file+"\n" {
+		t.Errorf("of the leases the responder sees %q", seen)
+	}
+	m.await(t, "the responder writes its lease file", func() error {
+		text, err := m.exec(t.Context(), "cat", "/var/lib/slash32/leases/"+file)
+		if err == nil && !strings.Contains(text, `"profile":"routed"`) {
+			err = fmt.Errorf("it has %q", text[:min(len(text), 200)])
+		}
+		return err
+	})
 }
 
 // qemu is the process of the VM: another one would be another boot.
