@@ -20,9 +20,38 @@ type Domain struct {
 	Metadata string // content of <metadata>, e.g. from Annotation
 	NICs     []NIC  // default: one
 	DHCPv6   bool   // the guest asks for its IPv6 addresses; else it only follows the RA
+	// Firmware is what the VM boots by. With any but Direct, the guest is what the
+	// firmware loads from the network, or else from Disk.
+	Firmware Firmware
+	Disk     string // path of a raw image on HV; "": none
 	// Cheap is a VM of 4 MiB without a kernel, started paused: all hooks and
 	// the tap, no guest.
 	Cheap bool
+}
+
+// Firmware is a way to boot.
+type Firmware string
+
+// The ways to boot.
+const (
+	Direct   Firmware = ""          // QEMU loads the lab's kernel
+	BIOS     Firmware = "bios"      // SeaBIOS; its PXE is iPXE, in the NIC's ROM
+	UEFIHTTP Firmware = "uefi-http" // OVMF, by HTTP over IPv4 first
+	UEFIPXE  Firmware = "uefi-pxe"  // OVMF, by PXE over IPv4 first
+)
+
+// UEFI tells whether it is OVMF.
+func (f Firmware) UEFI() bool { return f == UEFIHTTP || f == UEFIPXE }
+
+// memory is what a VM gets, in MiB.
+func (d Domain) memory() int {
+	switch {
+	case d.Cheap:
+		return 4
+	case d.Firmware != Direct:
+		return 512 // OVMF, and a kernel that is unpacked from memory
+	}
+	return 80
 }
 
 // NIC is one <interface>.
@@ -89,8 +118,9 @@ func (d Domain) XML() (string, error) {
 	var b bytes.Buffer
 	err = t.Execute(&b, struct {
 		Domain
+		Memory                     int
 		Kernel, Initramfs, Console string
-	}{d, kernel, initramfsPath, consolePath(d.Name)})
+	}{d, d.memory(), kernel, initramfsPath, consolePath(d.Name)})
 	if err != nil {
 		return "", fmt.Errorf("write the XML of a domain: %w", err)
 	}

@@ -52,7 +52,7 @@ func (l *Lab) Remove(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	_, err = l.Virsh(ctx, "undefine", name)
+	_, err = l.Virsh(ctx, "undefine", name, "--nvram")
 	return err
 }
 

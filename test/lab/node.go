@@ -57,6 +57,14 @@ func (n *Node) Path(path string) string {
 	return filepath.Join("/proc", strconv.Itoa(n.init), "root", path)
 }
 
+// netns is the path of the node's network namespace.
+func (n *Node) netns() string {
+	if n.Name == "hv" {
+		return filepath.Join("/proc", strconv.Itoa(n.init), "ns", "net")
+	}
+	return n.Path("/run/netns/" + n.Name)
+}
+
 // ReadFile returns the content of a file of the lab's.
 func (n *Node) ReadFile(path string) (string, error) {
 	b, err := os.ReadFile(n.Path(path))
@@ -76,11 +84,7 @@ func (n *Node) WriteFile(path, text string, mode os.FileMode) error {
 
 // Command is a command to run on the node. It is killed when ctx ends.
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
-	net := "--net"
-	if n.Name != "hv" {
-		net += "=" + n.Path("/run/netns/"+n.Name)
-	}
-	nsenter := []string{"--target", strconv.Itoa(n.init), "--mount", "--uts", "--ipc", "--pid", net,
+	nsenter := []string{"--target", strconv.Itoa(n.init), "--mount", "--uts", "--ipc", "--pid", "--net=" + n.netns(),
 		// nsenter waits for the command, which has to end when nsenter is killed.
 		"--", "setpriv", "--pdeathsig", "KILL", "--"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(nsenter, args...)...)
