@@ -126,6 +126,10 @@ func (l *Link) bootFor(g *Guest, r *request4) *boot4 {
 	return best
 }
 
+// Booted tells whether the guest has booted a file that is for once, so that its
+// firmware is given none any more. Other entries than then begin anew.
+func (l *Link) Booted(g *Guest) bool { return g.Booted != 0 && g.Booted == l.bootsID }
+
 // booted follows a machine from the file that its firmware is given to the
 // lease of the system that it loaded.
 func (l *Link) booted(g *Guest, r *request4, b *boot4) {

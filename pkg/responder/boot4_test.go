@@ -106,8 +106,14 @@ func TestBootOnce(t *testing.T) {
 	if got := boot(biosIPXE); got != "" {
 		t.Errorf("after a restart: file %q", got)
 	}
+	if !l.Booted(&g) {
+		t.Error("after a restart: not booted")
+	}
 	n.V4.Boots[0].File = "http://203.0.113.5/other.ipxe"
 	l = mustCompile(t, n)
+	if l.Booted(&g) {
+		t.Error("after a change of the entries: booted")
+	}
 	if got := boot(biosIPXE); got != "http://203.0.113.5/other.ipxe" {
 		t.Errorf("after a change of the entries: file %q", got)
 	}

@@ -87,7 +87,7 @@ func appendClient(b []byte, g *responder.Guest, l *responder.Link) []byte {
 	}{
 		{"forced", l.Forced() != responder.ProfileUnknown},
 		{"firmware", g.Firmware},
-		{"booted", g.Booted != 0},
+		{"booted", l.Booted(g)},
 	} {
 		if flag.set {
 			b = append(append(append(b, `,"`...), flag.name...), `":true`...)
