@@ -131,7 +131,7 @@ func (b boots) once(t *testing.T) {
 	vm := bootVM("once", lab.BIOS, "198.51.100.65", fmt.Sprintf(script, "boot.ipxe"))
 	vm.Disk = b.disk(t, vm.Name)
 	addr, console := address(t, vm), world.Console(vm.Name)
-	b.start(ctx, t, vm)
+	frames := b.start(ctx, t, vm)
 	b.guest(ctx, t, vm, 1)
 	eventually(ctx, t, "it counts as booted", func() error {
 		if c := responderNIC(ctx, t, vm.Name).Client; !c.Booted {
@@ -154,6 +154,7 @@ func (b boots) once(t *testing.T) {
 	virsh(ctx, t, "reset", vm.Name)
 	disk(2)
 
+	frames.stop(t) // its bridge goes
 	virsh(ctx, t, "destroy", vm.Name)
 	virsh(ctx, t, "start", vm.Name)
 	disk(1) // its log is new as well
