@@ -3,7 +3,6 @@
 package clients
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -13,8 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +27,17 @@ const (
 	first    = "192.168.1.26"
 	second   = "192.168.1.27"
 	first6   = "2001:db8:1::42"
+	second6  = "2001:db8:1::43"
+	mtu      = "1400"
+
+	// Somewhere behind the gateway.
+	outside  = "198.51.100.1"
+	outside6 = "2001:db8:ff::1"
+
+	// router is the gateway that a classic lease pretends; stranger is somebody
+	// else on the link that it pretends.
+	router   = "192.168.1.1"
+	stranger = "192.168.1.200"
 
 	// patience is how long a client may take for one step. The slowest waits
 	// for its timers and probes its address for seconds.
@@ -61,7 +69,12 @@ func build(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build the responder: %v: %s\n", err, out)
 		return 1
 	}
-	return m.Run()
+	code := m.Run()
+	if err := table.print(filepath.Join("..", "..", "build", "test"), flag.Lookup("test.run").Value.String() == ""); err != nil {
+		fmt.Fprintln(os.Stderr, "the matrix of clients:", err)
+		return 1
+	}
+	return code
 }
 
 // need fails the test when a program is missing and names its package.
@@ -89,140 +102,6 @@ func until(t *testing.T, what func() error) {
 		case <-tick.C:
 		}
 	}
-}
-
-// space is a set of namespaces. Its first process dies with the test, and with
-// it the kernel ends all others in there and removes the interfaces.
-type space struct {
-	t   *testing.T
-	pid int
-}
-
-func newSpace(t *testing.T) *space {
-	t.Helper()
-	// It ends when the pipe closes. A signal at its parent's death would come with
-	// the end of the thread that started it, which another test may bring about.
-	cmd := exec.Command("cat")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS,
-	}
-	if _, err := cmd.StdinPipe(); err != nil {
-		t.Fatalf("make a pipe: %v", err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("make namespaces: %v. Fix: run the tests as root", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return &space{t: t, pid: cmd.Process.Pid}
-}
-
-func (s *space) command(words ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"-t", strconv.Itoa(s.pid), "-n", "-m", "-p", "-u", "--"}, words...)...)
-}
-
-// sh runs a script and returns what it printed.
-func (s *space) sh(script string) (string, error) {
-	out, err := s.command("sh", "-e", "-c", script).CombinedOutput()
-	if err != nil {
-		return string(out), fmt.Errorf("%s: %w: %s", script, err, out)
-	}
-	return string(out), nil
-}
-
-func (s *space) must(script string) string {
-	s.t.Helper()
-	out, err := s.sh(script)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return out
-}
-
-// process is a program that runs in a space.
-type process struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	pid    int // of the program, as the test sees it
-	name   string
-	output *safeBuffer
-	ended  chan struct{}
-}
-
-// safeBuffer is written by the program and read by the test.
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-// start starts a program. What it said is logged when the test has failed.
-func (s *space) start(words ...string) *process {
-	s.t.Helper()
-	cmd := s.command(words...)
-	p := &process{t: s.t, cmd: cmd, name: words[0], output: &safeBuffer{}, ended: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = p.output, p.output
-	cmd.WaitDelay = time.Second
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	go func() {
-		_ = cmd.Wait()
-		close(p.ended)
-	}()
-	s.t.Cleanup(func() {
-		p.kill(syscall.SIGKILL)
-		if s.t.Failed() {
-			s.t.Logf("%s said:\n%s", p.name, p.output)
-		}
-	})
-	// nsenter forks to enter the PID namespace.
-	until(s.t, func() error {
-		select {
-		case <-p.ended:
-			return nil
-		default:
-		}
-		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
-		if err != nil {
-			return err
-		}
-		p.pid, err = strconv.Atoi(strings.TrimSpace(string(children)))
-		return err
-	})
-	return p
-}
-
-func (p *process) signal(sig syscall.Signal) {
-	p.t.Helper()
-	if err := syscall.Kill(p.pid, sig); err != nil {
-		p.t.Fatalf("signal %s: %v", p.name, err)
-	}
-}
-
-// kill ends the program and waits until it has.
-func (p *process) kill(sig syscall.Signal) {
-	select {
-	case <-p.ended:
-		return
-	default:
-	}
-	_ = syscall.Kill(p.pid, sig)
-	<-p.ended
 }
 
 // lab is one VM: a host's side with a bridge, its responder, and a guest.
@@ -272,17 +151,33 @@ func newLab(t *testing.T, change func(*responder.NIC)) *lab {
 		ip addr add fe80::1/64 dev br0 nodad
 		ip link set port master br0 addrgenmode none
 		ip link set port up
+		ip link add behind type bridge
+		ip link set behind up
+		ip addr add ` + outside + `/32 dev behind
+		ip addr add ` + outside6 + `/128 dev behind nodad
+		nft -f - <<-END
+			table netdev wire {
+				counter unicast {}
+				chain in {
+					type filter hook ingress device port priority 0
+					ether daddr ` + marks.GatewayMAC + ` udp dport 67 counter name unicast
+				}
+			}
+		END
 		for a in ` + first + ` ` + second + `; do
 			ip neigh add $a lladdr ` + guestMAC + ` dev br0 nud permanent
 			ip route add $a dev br0 proto 32
 		done
-		ip neigh add ` + first6 + ` lladdr ` + guestMAC + ` dev br0 nud permanent
-		ip route add ` + first6 + ` dev br0 proto 32
+		for a in ` + first6 + ` ` + second6 + `; do
+			ip neigh add $a lladdr ` + guestMAC + ` dev br0 nud permanent
+			ip route add $a dev br0 proto 32
+		done
 	`)
 	// Files that clients write are the guest's own.
 	l.guest.must(`
 		mount --make-rprivate /
 		mount -t proc proc /proc
+		mount -t sysfs -o ro sysfs /sys
 		mount -t tmpfs tmpfs /run
 		mount -t tmpfs tmpfs /var/lib
 		mkdir -p /run/lock /var/lib/dhcp /var/lib/dhcpcd
@@ -290,11 +185,12 @@ func newLab(t *testing.T, change func(*responder.NIC)) *lab {
 		mount --bind /run/etc /etc
 		rm -f /etc/resolv.conf
 		touch /etc/resolv.conf
+		echo 00000000000040008000000000000001 > /etc/machine-id
 		ip link set lo up
 	`)
 	l.binding = responder.Binding{Version: responder.BindingVersion, UUID: "00000000-0000-4000-8000-000000000001", Name: "web1", NICs: []responder.NIC{{
-		Bridge: "br0", GuestMAC: mac.MustParse(guestMAC), GatewayMAC: mac.MustParse(marks.GatewayMAC), MTU: 1500,
-		Hostname: "web1", Domain: "example.org",
+		Bridge: "br0", GuestMAC: mac.MustParse(guestMAC), GatewayMAC: mac.MustParse(marks.GatewayMAC), MTU: 1400,
+		Hostname: "web1", Domain: "example.org", Search: []string{"example.org", "eng.example.org"},
 		V4: responder.V4{
 			Addr: netip.MustParseAddr(first), Gateway: netip.MustParseAddr(gateway),
 			DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9")}, Lease: 3600, T1: 1800, T2: 3150,
@@ -420,26 +316,29 @@ func (l *lab) lacks(command, word string) {
 // guest's PID namespace bounds it; its first process is spared by the kernel.
 func (l *lab) crash() { l.guest.must("kill -9 -1") }
 
-// deaf loses what the guest sends to the gateway by unicast, so that it has to
-// rebind; hear ends that. Packet sockets, by which clients broadcast, go past it.
+// deaf loses what the guest sends to the gateway by unicast and its RENEW, which
+// DHCPv6 sends to all, so that it has to rebind; hear ends that.
 func (l *lab) deaf() {
-	l.guest.must("nft 'table ip deaf { chain output { type filter hook output priority 0; ip daddr " + gateway + " udp dport 67 drop; }; }'")
+	l.host.must(`nft 'table netdev deaf { chain in { type filter hook ingress device port priority -1; ` +
+		`ether daddr ` + marks.GatewayMAC + ` udp dport 67 drop; udp dport 547 @th,64,8 5 drop; }; }'`)
 }
-func (l *lab) hear() { l.guest.must("nft delete table ip deaf") }
+func (l *lab) hear() { l.host.must("nft delete table netdev deaf") }
 
-// reaches checks that the guest gets to the gateway, which takes ARP, and that
-// duplicate detection found nobody.
-func (l *lab) reaches() {
+// unicasts is how many DHCPv4 messages the guest has sent to the gateway alone.
+func (l *lab) unicasts() int {
 	l.t.Helper()
-	l.guest.must("busybox ping -c 1 -W 5 " + gateway)
-	if n := l.count("arp_reply"); n == 0 {
-		l.t.Error("the gateway was reached without ARP")
+	_, after, _ := strings.Cut(l.host.must("nft list counter netdev wire unicast"), "packets ")
+	var n int
+	if _, err := fmt.Sscanf(after, "%d", &n); err != nil {
+		l.t.Fatalf("read the counter of unicast messages: %v", err)
 	}
-	if n := l.count("dhcp4_decline"); n != 0 {
-		l.t.Errorf("the client declined %d times", n)
-	}
+	return n
 }
 
 func address(s string) func(*responder.NIC) {
 	return func(n *responder.NIC) { n.V4.Addr = netip.MustParseAddr(s) }
+}
+
+func address6(s string) func(*responder.NIC) {
+	return func(n *responder.NIC) { n.V6.Addrs = []netip.Addr{netip.MustParseAddr(s)} }
 }

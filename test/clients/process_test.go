@@ -2,23 +2,15 @@ package clients
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/wire"
 )
-
-func contains(text, word string) error {
-	if !strings.Contains(text, word) {
-		return fmt.Errorf("no %q", word)
-	}
-	return nil
-}
 
 // No thread of the responder has anything left once its socket answers.
 func TestResponderHasNoPrivileges(t *testing.T) {
@@ -78,49 +70,17 @@ func TestUnknownAccountBecomesNobody(t *testing.T) {
 // flood sends n ARP requests as the guest, as fast as it can.
 func (l *lab) flood(n int) {
 	l.t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread is in the guest's namespace
-		done <- l.floodHere(n)
-	}()
-	if err := <-done; err != nil {
-		l.t.Fatal(err)
-	}
-}
-
-func (l *lab) floodHere(n int) error {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", l.guest.pid))
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter the guest's network namespace: %w", err)
-	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq("eth0")
-	if err != nil {
-		return err
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
-		return err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: int(ifr.Uint32())}); err != nil {
-		return err
-	}
 	guest := mac.MustParse(guestMAC)
-	frame := append(append(append([]byte{}, mac.Broadcast[:]...), guest[:]...), 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
-	frame = append(append(frame, guest[:]...), 192, 168, 1, 26, 0, 0, 0, 0, 0, 0, 172, 16, 0, 1)
-	for range n {
-		if _, err := unix.Write(fd, frame); err != nil {
-			return fmt.Errorf("send a frame: %w", err)
+	frame := wire.AppendEther(nil, wire.Ether{Dst: mac.Broadcast, Src: guest, Type: wire.EtherTypeARP})
+	frame = wire.AppendARP(frame, wire.ARP{Op: wire.ARPRequest, SenderMAC: guest, Sender: netip.MustParseAddr(first), Target: netip.MustParseAddr(gateway)})
+	l.raw(func(send func([]byte) error) error {
+		for range n {
+			if err := send(frame); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // A storm is counted and logged once; the guest is served again after it.
@@ -139,7 +99,7 @@ func TestFloodIsLimited(t *testing.T) {
 		t.Errorf("%d log lines, want 1:\n%s", n, l.responder.output)
 	}
 	l.guest.start("udhcpc", "-f", "-i", "eth0")
-	l.has(show4, "inet "+first+"/32...")
+	l.has(show4, "inet "+first+"/24...")
 
 	l.responder.kill(syscall.SIGTERM)
 	l.serve("-unlimited")
