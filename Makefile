@@ -20,7 +20,7 @@ UNITS = slash32d.service slash32-responder@.service
 MANPAGES = $(wildcard packaging/man/*.[1578])
 
 .DEFAULT_GOAL = build
-.PHONY: build test bench demo fuzz lint install uninstall clean help
+.PHONY: build test test-clients bench demo fuzz lint install uninstall clean help
 
 # The older garbage collector takes the responder 50 KiB less for each VM.
 build: ## build the four programs into bin/
@@ -32,6 +32,10 @@ test: ## install what tests need, then run all tests (as root)
 	test/setup.sh test
 	$(MAKE) --no-print-directory build
 	test/run
+
+test-clients: ## install what it needs, then print the matrix of DHCP clients and what each does (as root)
+	test/setup.sh clients
+	test/matrix
 
 bench: ## install the peers, then print the tables of speed and memory beside theirs (as root)
 	test/setup.sh bench
@@ -96,4 +100,4 @@ clean: ## remove what was built
 	rm -rf bin build
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12

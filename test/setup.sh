@@ -1,6 +1,6 @@
 #!/bin/bash
 # test/setup.sh [SET...]: installs the Debian packages that the sets need and that
-# are missing. The sets are demo, test and bench; all by default. It starts no
+# are missing. The sets are demo, test, clients and bench; all by default. It starts no
 # daemon: while it installs, a policy-rc.d says so (one that is there is left).
 set -euo pipefail
 
@@ -9,7 +9,7 @@ lab=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-syste
 	procps util-linux)
 build=(gcc libc6-dev libvirt-dev pkg-config make git ca-certificates)
 clients=(isc-dhcp-client udhcpc ndisc6 socat jq strace systemd-container bird2 klibc-utils initramfs-tools-core
-	network-manager dbus)
+	network-manager dbus-daemon dracut-core dracut-network iputils-arping)
 servers=(isc-dhcp-server kea-dhcp4-server kea-dhcp6-server kea-admin)
 firmware=(ovmf ipxe)
 peers=(isc-dhcp-server dnsmasq-base)
@@ -19,10 +19,11 @@ for set in "${@:-all}"; do
 	case $set in
 	demo) names=("${lab[@]}" "${build[@]}") ;;
 	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}") ;;
+	clients) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}") ;;
 	bench) names=("${lab[@]}" "${build[@]}" "${peers[@]}") ;;
 	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${peers[@]}") ;;
 	*)
-		echo "setup: no set \"$set\"; there are demo, test and bench" >&2
+		echo "setup: no set \"$set\"; there are demo, test, clients and bench" >&2
 		exit 2
 		;;
 	esac

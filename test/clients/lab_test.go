@@ -52,7 +52,7 @@ func TestMain(m *testing.M) { os.Exit(build(m)) }
 func build(m *testing.M) int {
 	// The clients wait for their timers, they don't compute.
 	flag.Parse()
-	if err := flag.Set("test.parallel", "12"); err != nil {
+	if err := flag.Set("test.parallel", "24"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -155,15 +155,7 @@ func newLab(t *testing.T, change func(*responder.NIC)) *lab {
 		ip link set behind up
 		ip addr add ` + outside + `/32 dev behind
 		ip addr add ` + outside6 + `/128 dev behind nodad
-		nft -f - <<-END
-			table netdev wire {
-				counter unicast {}
-				chain in {
-					type filter hook ingress device port priority 0
-					ether daddr ` + marks.GatewayMAC + ` udp dport 67 counter name unicast
-				}
-			}
-		END
+		` + countUnicast + `
 		for a in ` + first + ` ` + second + `; do
 			ip neigh add $a lladdr ` + guestMAC + ` dev br0 nud permanent
 			ip route add $a dev br0 proto 32
@@ -315,6 +307,10 @@ func (l *lab) lacks(command, word string) {
 // crash ends all that runs in the guest, with the helpers that a client has. The
 // guest's PID namespace bounds it; its first process is spared by the kernel.
 func (l *lab) crash() { l.guest.must("kill -9 -1") }
+
+// countUnicast makes the counter of unicasts.
+const countUnicast = `nft 'table netdev wire { counter unicast {}; chain in { type filter hook ingress device port priority 0; ` +
+	`ether daddr ` + marks.GatewayMAC + ` udp dport 67 counter name unicast; }; }'`
 
 // deaf loses what the guest sends to the gateway by unicast and its RENEW, which
 // DHCPv6 sends to all, so that it has to rebind; hear ends that.

@@ -51,6 +51,7 @@ const (
 	routeMTU    = "the MTU is that of its routes, not the interface's"
 	noConfirm   = "starts with SOLICIT after a reboot, never with CONFIRM"
 	noRelease   = "sends no RELEASE"
+	quoted121   = "from option 3 and the mask: dracut 059 quotes the routes of option 121 into one word and cannot read it"
 	byState     = "written to /run/systemd/netif, where systemd-resolved reads it"
 )
 
@@ -75,6 +76,9 @@ var rows = []row{
 	{name: "NetworkManager IPv6", pkg: "network-manager", without: map[column]string{reboot: noConfirm, wrong: noConfirm, release: noRelease}},
 	{name: "klibc ipconfig (initramfs-tools)", pkg: "klibc-utils",
 		without: map[column]string{renew: oneShot, rebind: oneShot, reboot: noLeaseFile, wrong: noLeaseFile, release: oneShot}},
+	{name: "dracut network-legacy", pkg: "dracut-network",
+		without: map[column]string{reboot: noLeaseFile, wrong: noLeaseFile, release: noRelease},
+		remark:  map[column]string{route: quoted121}},
 	{name: "perfdhcp -4", pkg: "kea-admin",
 		without: map[column]string{route: loadTest, neighbour: loadTest, renew: loadTest, rebind: loadTest, reboot: loadTest, wrong: loadTest, release: loadTest, settings: loadTest}},
 	{name: "perfdhcp -6", pkg: "kea-admin",

@@ -19,8 +19,8 @@ import (
 // (DHCPv6) both ways. The responder's limit is 100 messages a second.
 const exchanges = 1200
 
-// perfdhcp starts Kea's load generator in the guest. It waits ten seconds longer
-// than it has to send: what has no answer by then is a loss.
+// perfdhcp starts Kea's load generator in the guest. With -n and a period that is
+// longer it waits for the last answers; what has none by then is a loss.
 func (l *lab) perfdhcp(arguments string) *process {
 	l.t.Helper()
 	need(l.t, "perfdhcp", "kea-admin")
@@ -60,7 +60,7 @@ func TestPerfdhcp(t *testing.T) {
 	l.has(show4, "inet "+first+"/24...")
 
 	r.shows(lease, strconv.Itoa(exchanges), func() {
-		p := l.perfdhcp(fmt.Sprintf("-4 -l %s -R 1 -b mac=%s -r 20 -n %d -p 70 -W 10000000 %s", first, guestMAC, exchanges, gateway))
+		p := l.perfdhcp(fmt.Sprintf("-4 -l %s -R 1 -b mac=%s -r 20 -n %d -p 70 -W 1000000 %s", first, guestMAC, exchanges, gateway))
 		others := l.perfdhcp(fmt.Sprintf("-4 -l %s -L 6767 -R 1000 -r 10 -p 60 -W 1 %s", first, gateway))
 		l.raw(func(send func([]byte) error) error { return strangers(p.ended, send) })
 		l.lossless(p)
@@ -128,7 +128,7 @@ func TestPerfdhcp6(t *testing.T) {
 	client.kill(syscall.SIGKILL) // both want port 546
 
 	r.shows(lease, strconv.Itoa(exchanges), func() {
-		p := l.perfdhcp(fmt.Sprintf("-6 -l eth0 -R 1 -b duid=0003000152540000000001 -e address-only -r 20 -n %d -p 70 -W 10000000 all", exchanges))
+		p := l.perfdhcp(fmt.Sprintf("-6 -l eth0 -R 1 -b duid=0003000152540000000001 -e address-only -r 20 -n %d -p 70 -W 1000000 all", exchanges))
 		others := l.perfdhcp("-6 -l eth0 -L 5460 -R 1000 -e address-only -r 10 -p 60 -W 1 all")
 		l.lossless(p)
 		<-others.ended
