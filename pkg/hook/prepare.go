@@ -90,13 +90,23 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 	}); err != nil {
 		return slices.Concat(o.failed("cannot write below "+o.Dirs.Run, err), o.undoLocked(ctx, vm))
 	}
-	if _, err := o.spool.WriteBinding(vm.UUID, desired.Bindings[vm.UUID]); err != nil {
+	if err := o.writeBinding(vm.UUID, desired.Bindings[vm.UUID]); err != nil {
 		return slices.Concat(o.failed("cannot write below "+o.Dirs.Run, err), o.undoLocked(ctx, vm))
 	}
 	if err := o.makeLinks(ctx, vm, plan.Prepare(desired)); err != nil {
 		return slices.Concat(o.failed("cannot make the bridge", err), o.undoLocked(ctx, vm))
 	}
 	return nil
+}
+
+// writeBinding writes what the responder is started with. Without a lease file it
+// serves the VM all the same.
+func (o *operation) writeBinding(id uuid.UUID, b responder.Binding) error {
+	if err := o.spool.EnsureLease(id, b); err != nil {
+		o.Log.Warn(err)
+	}
+	_, err := o.spool.WriteBinding(id, b)
+	return err
 }
 
 // warn logs what does not refuse the start and returns it as lines.
@@ -321,7 +331,7 @@ func (o *operation) redeclare(ctx context.Context, vm intent.VM, c config.Config
 	if err != nil {
 		return o.failed("cannot read the host's network", err)
 	}
-	if _, err := o.spool.WriteBinding(vm.UUID, plan.Build([]intent.VM{vm}, c, facts).Bindings[vm.UUID]); err != nil {
+	if err := o.writeBinding(vm.UUID, plan.Build([]intent.VM{vm}, c, facts).Bindings[vm.UUID]); err != nil {
 		return o.failed("cannot write below "+o.Dirs.Run, err)
 	}
 	return nil

@@ -24,8 +24,12 @@ const SlotSize = 8192
 // FileSize is the length of a file in bytes.
 const FileSize = 2 * SlotSize
 
-// MaxAddrs6 is how many IPv6 addresses a NIC is leased at most.
-const MaxAddrs6 = 4
+// MaxAddrs6 and MaxPrefixes are how many IPv6 addresses a NIC is leased, and how
+// many prefixes it is delegated, at most.
+const (
+	MaxAddrs6   = 4
+	MaxPrefixes = 4
+)
 
 // State is what is kept of one VM.
 type State struct {
@@ -41,6 +45,8 @@ type NIC struct {
 	Booted  uint64   `json:"booted,omitempty,string"`
 	V4      V4       `json:"v4,omitzero"`
 	V6      []V6     `json:"v6,omitempty"`
+
+	Prefixes []Prefix `json:"prefixes,omitempty"`
 }
 
 // V4 is a DHCPv4 lease of another server's that was relayed.
@@ -56,6 +62,13 @@ type V4 struct {
 type V6 struct {
 	Addr    netip.Addr `json:"addr"`
 	Expires int64      `json:"expires"` // Unix time in seconds
+}
+
+// Prefix is a prefix that another server delegated through us.
+type Prefix struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Via     netip.Addr   `json:"via"`     // the guest's address that asked for it
+	Expires int64        `json:"expires"` // Unix time in seconds
 }
 
 // ErrEmpty says that a file has no state yet.
@@ -186,6 +199,23 @@ func appendNIC(b []byte, n NIC) []byte {
 		b = append(b, '}')
 	}
 	if len(n.V6) > 0 {
+		b = append(b, ']')
+	}
+	for i, p := range n.Prefixes {
+		if i == 0 {
+			b = append(b, `,"prefixes":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = append(b, `{"prefix":"`...)
+		if p.Prefix.IsValid() { // else nothing, as netip marshals it
+			b = p.Prefix.AppendTo(b)
+		}
+		b = appendAddr(append(b, `","via":"`...), p.Via)
+		b = strconv.AppendInt(append(b, `","expires":`...), p.Expires, 10)
+		b = append(b, '}')
+	}
+	if len(n.Prefixes) > 0 {
 		b = append(b, ']')
 	}
 	return append(b, '}')

@@ -67,17 +67,21 @@ func (k *faulty) Apply(ctx context.Context, cs []state.Change) (int, error) {
 }
 
 type fakeVirt struct {
-	defined []uuid.UUID
 	mu      sync.Mutex
 	domains map[uuid.UUID]virt.Domain
 	err     error
 	hang    bool
 	asked   int
+	defined []uuid.UUID // what Defined says
+	unknown bool        // it says nothing
 }
 
 func (v *fakeVirt) Defined(context.Context) ([]uuid.UUID, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.unknown {
+		return nil, errors.New("connection refused")
+	}
 	return v.defined, nil
 }
 

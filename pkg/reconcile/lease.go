@@ -13,22 +13,34 @@ import (
 
 	"github.com/slash32/slash32/pkg/annotation"
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/relay"
 )
 
-// lease adds to a relayed VM's intent what other servers have leased to it and
-// has not expired. A responder's file is input like any other: what is no address
-// for a VM is named and left out.
-func (p *pass) lease(v *vm) {
-	v.leases = map[mac.Addr][]control.Lease{}
-	relayed := false
-	for _, n := range v.intent.NICs {
-		relayed = relayed || len(n.Relay.Servers) > 0
+// leased is an address that another server leased to a guest and that has not
+// expired.
+type leased struct {
+	addr    netip.Addr
+	server  netip.Addr // DHCPv4: its server identifier
+	expires time.Time
+}
+
+func (l leased) control() control.Lease {
+	c := control.Lease{Addr: l.addr.String(), Expires: l.expires}
+	if l.server.IsValid() {
+		c.Server = l.server.String()
 	}
-	if !v.planned || !relayed {
+	return c
+}
+
+// lease reads what other servers have leased to a relayed VM. A responder's file
+// is input like any other: what is no address for a VM is named and left out.
+func (p *pass) lease(v *vm) {
+	v.leases = map[mac.Addr][]leased{}
+	if !v.planned || !slices.ContainsFunc(v.intent.NICs, func(n intent.NIC) bool { return len(n.Relay.Servers) > 0 }) {
 		return
 	}
 	kept, err := p.Spool.Lease(v.intent.UUID)
@@ -37,53 +49,100 @@ func (p *pass) lease(v *vm) {
 			Code: problem.WLease, VM: v.intent.Name, What: err.Error(), Fix: "the guest's lease is known again when it renews it; to have that at once, restart its DHCP client",
 		})
 	}
-	now := p.Now()
-	v.intent.NICs = slices.Clone(v.intent.NICs) // p.good may share them
-	for i := range v.intent.NICs {
-		n := &v.intent.NICs[i]
-		n.Leased = nil
+	for _, n := range v.intent.NICs {
 		for _, k := range kept.NICs {
 			if k.MAC != n.MAC {
 				continue
 			}
 			if n.Relays4() && k.V4.Addr.Is4() {
-				p.leased(v, &n.Leased, n.MAC, k.V4.Addr, k.V4.Server, k.V4.Expires, now)
+				p.unexpired(v, n, leased{k.V4.Addr, k.V4.Server, time.Unix(k.V4.Expires, 0)})
 			}
 			for _, a := range k.V6[:min(len(k.V6), lease.MaxAddrs6)] {
 				if n.Relays6() && a.Addr.Is6() {
-					p.leased(v, &n.Leased, n.MAC, a.Addr, netip.Addr{}, a.Expires, now)
+					p.unexpired(v, n, leased{addr: a.Addr, expires: time.Unix(a.Expires, 0)})
 				}
 			}
 		}
 	}
 }
 
-func (p *pass) leased(v *vm, to *[]netip.Addr, guest mac.Addr, a, server netip.Addr, expires int64, now time.Time) {
-	end := time.Unix(expires, 0)
-	if !end.After(now) {
+// unexpired takes a lease that is a VM's to have.
+func (p *pass) unexpired(v *vm, n intent.NIC, l leased) {
+	if !l.expires.After(p.Now()) {
 		return
 	}
-	what := annotation.Unfit(a)
-	for _, n := range p.config.Networks {
-		if a == n.Gateway4 || a == n.Gateway6 {
-			what = "is the gateway of network " + n.Name
+	what := annotation.Unfit(l.addr)
+	for _, net := range p.config.Networks {
+		if l.addr == net.Gateway4 || l.addr == net.Gateway6 {
+			what = "is the gateway of network " + net.Name
 		}
+	}
+	if slices.Contains(n.Relay.Servers, l.addr) || l.addr == n.Relay.Source4 {
+		what = "is a DHCP server's or this relay's own"
 	}
 	if what != "" {
 		v.problems = append(v.problems, problem.Problem{
-			Code: problem.WLease, VM: v.intent.Name, What: fmt.Sprintf("the leased address %s %s", a, what), Fix: "look into the pool of the DHCP server that the VM is relayed to",
+			Code: problem.WLease, VM: v.intent.Name, What: fmt.Sprintf("the leased address %s %s", l.addr, what), Fix: "look into the pool of the DHCP server that the VM is relayed to",
 		})
 		return
 	}
-	*to = append(*to, a)
-	l := control.Lease{Addr: a.String(), Expires: end}
-	if server.IsValid() {
-		l.Server = server.String()
+	v.leases[n.MAC] = append(v.leases[n.MAC], l)
+	if p.expiry.IsZero() || l.expires.Before(p.expiry) {
+		p.expiry = l.expires
 	}
-	v.leases[guest] = append(v.leases[guest], l)
-	if p.expiry.IsZero() || end.Before(p.expiry) {
-		p.expiry = end
+}
+
+// bare is an intent without what is leased, which is looked up in each pass.
+func bare(v intent.VM) intent.VM {
+	v.NICs = slices.Clone(v.NICs)
+	for i := range v.NICs {
+		v.NICs[i].Leased = nil
 	}
+	return v
+}
+
+// holdLeases gives a VM the leased addresses that it had already in the last pass,
+// this agent's or its predecessor's: whatever another VM claims since, it keeps
+// them.
+func (p *pass) holdLeases(v *vm, held holders) {
+	for _, n := range v.intent.NICs {
+		for _, l := range v.leases[n.MAC] {
+			if slices.Contains(v.decl.Addrs, l.addr) {
+				held.byAddr[l.addr] = intent.VM{UUID: v.intent.UUID, Name: v.intent.Name, NICs: []intent.NIC{
+					{MAC: n.MAC, Bridge: n.Bridge, Leased: []netip.Addr{l.addr}},
+				}}
+			}
+		}
+	}
+}
+
+// settleLeases gives a VM what is leased to it and no other VM has: a server may
+// be wrong, and a guest may have lied to it.
+func (p *pass) settleLeases(v *vm, held holders) {
+	v.intent = bare(v.intent)
+	for i := range v.intent.NICs {
+		n := &v.intent.NICs[i]
+		v.leases[n.MAC] = slices.DeleteFunc(v.leases[n.MAC], func(l leased) bool {
+			other, taken := held.byAddr[l.addr]
+			switch {
+			case slices.Contains(n.Addrs(), l.addr): // given in the annotation as well
+				return false
+			case taken && other.UUID != v.intent.UUID, slices.ContainsFunc(v.intent.NICs, func(n intent.NIC) bool { return slices.Contains(n.Addrs(), l.addr) }):
+				if !taken {
+					other = v.intent
+				}
+				v.problems = append(v.problems, problem.Problem{
+					Code: problem.EAddressInUse, VM: v.intent.Name,
+					What: fmt.Sprintf("address %s was leased to the NIC %s and belongs to running VM %s", l.addr, n.MAC, other.Name),
+					Fix:  "look into the pool of the DHCP server that the VM is relayed to, and for guests that send it the same client identifier",
+				})
+				return true
+			}
+			n.Leased = append(n.Leased, l.addr)
+			return false
+		})
+	}
+	held.add(v.intent)
 }
 
 // relayed lists the planned VMs that have a relayed NIC, for those who carry their

@@ -11,12 +11,20 @@ import (
 
 	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/test/wait"
 )
 
 // lease writes what a responder keeps of VM n's NIC.
-func (b *bed) lease(n int, seq uint64, nic lease.NIC) {
+func (b *bed) lease(n int, nic lease.NIC) {
 	b.Helper()
-	nic.MAC = mac.Addr{0x52, 0x54, 0, 0, 0, byte(n)}
+	if nic.MAC.IsZero() {
+		nic.MAC = mac.Addr{0x52, 0x54, 0, 0, 0, byte(n)}
+	}
+	old, err := b.spool.Lease(id(n))
+	if err != nil {
+		b.Fatal(err)
+	}
+	seq := old.Seq + 1
 	slot, err := lease.AppendSlot(nil, lease.State{Seq: seq, NICs: []lease.NIC{nic}})
 	if err != nil {
 		b.Fatal(err)
@@ -43,7 +51,7 @@ func TestLease(t *testing.T) {
 	a := netip.MustParseAddr
 	soon := time.Now().Add(time.Hour).Unix()
 	four := lease.V4{Addr: a("10.20.0.7"), Bits: 24, Server: a("10.9.0.11"), From: a("10.9.0.11"), Expires: soon}
-	b.lease(1, 1, lease.NIC{V4: four, V6: []lease.V6{{Addr: a("2001:db8:20::7"), Expires: soon + 3600}}})
+	b.lease(1, lease.NIC{V4: four, V6: []lease.V6{{Addr: a("2001:db8:20::7"), Expires: soon + 3600}}})
 	b.pass()
 	b.wantRoute("10.20.0.7", true)
 	if out := b.ours(); !strings.Contains(out, "2001:db8:20::7") || !strings.Contains(out, `guard4 { "s32-vm1" . 10.20.0.7 }`) {
@@ -70,7 +78,7 @@ func TestLease(t *testing.T) {
 	// An address that no VM can have, and a file that is torn, are named.
 	four.Expires += 7200
 	four.Addr = a("169.254.0.1")
-	b.lease(1, 2, lease.NIC{V4: four})
+	b.lease(1, lease.NIC{V4: four})
 	b.pass()
 	if vm := b.loop.Status().VMs[0]; len(vm.Problems) != 1 || !strings.Contains(vm.Problems[0], "W209") || !strings.Contains(vm.Problems[0], "169.254.0.1") {
 		t.Errorf("problems %v", vm.Problems)
@@ -81,26 +89,6 @@ func TestLease(t *testing.T) {
 	b.pass()
 	if vm := b.loop.Status().VMs[0]; len(vm.Problems) != 1 || !strings.Contains(vm.Problems[0], "W209") || vm.State != "online" {
 		t.Errorf("%s, problems %v", vm.State, vm.Problems)
-	}
-}
-
-// TestLeaseConflict: a server that leases what another VM has leases it in vain.
-func TestLeaseConflict(t *testing.T) {
-	b := newBed(t)
-	b.run(1, annotated(`ipv4="10.20.0.7"`))
-	b.pass()
-	b.run(2, relayedVM)
-	b.pass()
-	a := netip.MustParseAddr
-	b.lease(2, 1, lease.NIC{V4: lease.V4{Addr: a("10.20.0.7"), Expires: time.Now().Add(time.Hour).Unix()}})
-	b.pass()
-	if out := b.sh("ip route show proto 32"); !strings.Contains(out, "10.20.0.7 dev s32-vm1") || strings.Contains(out, "s32-vm2") {
-		t.Errorf("routes:\n%s", out)
-	}
-	for _, vm := range b.loop.Status().VMs {
-		if named := strings.Contains(strings.Join(vm.Problems, ""), "E101"); named != (vm.Name == "vm2") {
-			t.Errorf("%s: %v", vm.Name, vm.Problems)
-		}
 	}
 }
 
@@ -130,9 +118,161 @@ func TestLeaseFilesGo(t *testing.T) {
 	if s := there(); s != "123" {
 		t.Errorf("after two hours there are the files of %s", s)
 	}
+	b.virt.mu.Lock()
+	b.virt.unknown = true
+	b.virt.mu.Unlock()
 	b.later(8 * 24 * time.Hour)
+	b.pass()
+	if s := there(); s != "123" {
+		t.Errorf("while libvirt does not answer there are the files of %s", s)
+	}
+	b.virt.mu.Lock()
+	b.virt.unknown = false
+	b.virt.mu.Unlock()
+	b.later(2 * time.Hour)
 	b.pass()
 	if s := there(); s != "12" {
 		t.Errorf("after a week there are the files of %s", s)
 	}
+}
+
+// v4 is a NIC with an address leased for so long.
+func v4(b *bed, addr string, left time.Duration) lease.NIC {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	server := netip.MustParseAddr("10.9.0.11")
+	return lease.NIC{V4: lease.V4{
+		Addr: netip.MustParseAddr(addr), Bits: 24, Server: server, From: server, Expires: time.Now().Add(b.now + left).Unix(),
+	}}
+}
+
+func (b *bed) problems(vm int) string {
+	return strings.Join(b.loop.Status().VMs[vm].Problems, "\n")
+}
+
+// The loop looks by itself when a lease ends, whether or not anybody tells it.
+func TestLeaseEnds(t *testing.T) {
+	b := newBed(t)
+	b.run(1, relayedVM)
+	b.pass()
+	end := time.Now().Add(2 * time.Second)
+	b.lease(1, lease.NIC{V6: []lease.V6{{Addr: netip.MustParseAddr("2001:db8:20::7"), Expires: end.Unix()}}})
+	b.pass()
+	has := func() bool { return strings.Contains(b.sh("ip -6 route show proto 32"), "2001:db8:20::7") }
+	if !has() {
+		t.Fatal("no route")
+	}
+	passes := b.loop.Status().Passes
+	wait.For(t, 20*time.Second, "the end of the lease", func() bool { return !has() })
+	if n := b.loop.Status().Passes - passes; n > 3 {
+		t.Errorf("%d passes until then", n)
+	}
+}
+
+// What a responder's file says is believed as far as it can be true.
+func TestLeaseRefused(t *testing.T) {
+	b := newBed(t)
+	b.run(1, relayedVM)
+	b.pass()
+	for addr, want := range map[string]string{
+		"127.0.0.1":   "W209",
+		"224.0.0.1":   "W209",
+		"0.0.0.0":     "W209",
+		"169.254.0.1": "is the gateway of network default",
+		"10.9.0.11":   "is a DHCP server's",
+	} {
+		b.lease(1, v4(b, addr, time.Hour))
+		b.pass()
+		if s := b.sh("ip route show proto 32"); s != "" {
+			t.Errorf("%s: routes:\n%s", addr, s)
+		}
+		if s := b.problems(0); !strings.Contains(s, want) {
+			t.Errorf("%s: problems: %s", addr, s)
+		}
+	}
+	for name, nic := range map[string]lease.NIC{
+		"another NIC's":    {MAC: mac.Addr{2}, V4: v4(b, "10.20.0.7", time.Hour).V4},
+		"another family's": {V4: lease.V4{Addr: netip.MustParseAddr("2001:db8:20::7"), Expires: 1 << 40}, V6: []lease.V6{{Addr: netip.MustParseAddr("10.20.0.7"), Expires: 1 << 40}}},
+		"expired":          v4(b, "10.20.0.7", -time.Second),
+	} {
+		b.lease(1, nic)
+		b.pass()
+		if s := b.sh("ip route show proto 32") + b.sh("ip -6 route show proto 32"); s != "" || b.problems(0) != "" {
+			t.Errorf("%s: routes:\n%s%s", name, s, b.problems(0))
+		}
+	}
+	// A VM that is not relayed (any more) has no leases.
+	b.lease(1, v4(b, "10.20.0.7", time.Hour))
+	b.run(1, annotated(`ipv4="10.42.0.7"`))
+	b.pass()
+	b.wantRoute("10.20.0.7", false)
+	b.wantRoute("10.42.0.7", true)
+
+	b.run(1, relayedVM)
+	if err := os.WriteFile(b.spool.LeaseFile(id(1)), []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.pass()
+	if s := b.problems(0); !strings.Contains(s, "W209") || !strings.Contains(s, id(1).String()+".bad") {
+		t.Errorf("problems: %s", s)
+	}
+}
+
+// Who had an address first keeps it, even when the other VM is the older one or
+// has it in its annotation: a guest may have lied to the server.
+func TestLeaseConflict(t *testing.T) {
+	b := newBed(t)
+	b.run(1, relayedVM)
+	b.pass()
+	b.run(2, relayedVM)
+	b.pass()
+	routes := func(want string) {
+		t.Helper()
+		var got []string
+		for line := range strings.Lines(b.sh("ip route show proto 32")) {
+			got = append(got, strings.Join(strings.Fields(line)[:3], " "))
+		}
+		if s := strings.Join(got, ", "); s != want {
+			t.Errorf("routes %q, want %q", s, want)
+		}
+	}
+	const second = "10.20.0.7 dev s32-vm2"
+	b.lease(2, v4(b, "10.20.0.7", time.Hour))
+	b.pass()
+	routes(second)
+	b.lease(1, v4(b, "10.20.0.7", time.Hour))
+	b.pass()
+	routes(second)
+	if s := b.problems(0); !strings.Contains(s, "E101") || !strings.Contains(s, "vm2") {
+		t.Errorf("problems: %s", s)
+	}
+	if n := b.loop.Status().VMs[0].NICs[0].Leases; len(n) != 0 {
+		t.Errorf("the loser shows the lease: %+v", n)
+	}
+	b.restart()
+	b.pass()
+	routes(second)
+	if s := b.loop.Status(); s.FirstPassWrites != 0 {
+		t.Errorf("the next agent's first pass wrote %d times", s.FirstPassWrites)
+	}
+	// By live change, a third one wants it.
+	b.run(3, annotated(`ipv4="10.42.0.9"`))
+	b.pass()
+	b.run(3, annotated(`ipv4="10.20.0.7"`))
+	b.pass()
+	routes("10.20.0.7 dev s32-vm2, 10.42.0.9 dev s32-vm3")
+	if s := b.problems(2); !strings.Contains(s, "E101") {
+		t.Errorf("problems: %s", s)
+	}
+	b.end(3)
+	b.end(2)
+	b.pass()
+	routes("10.20.0.7 dev s32-vm1")
+
+	// An address from the annotation is not another VM's to be leased.
+	b.run(4, annotated(`ipv4="10.20.0.8"`))
+	b.pass()
+	b.lease(1, v4(b, "10.20.0.8", time.Hour))
+	b.pass()
+	routes("10.20.0.8 dev s32-vm4")
 }

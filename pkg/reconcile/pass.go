@@ -295,6 +295,11 @@ func (p *pass) settleConflicts() {
 	})
 	held := newHolders()
 	for _, v := range order {
+		if v.planned {
+			p.holdLeases(v, held)
+		}
+	}
+	for _, v := range order {
 		if !v.planned {
 			continue
 		}
@@ -309,6 +314,11 @@ func (p *pass) settleConflicts() {
 			v.intent = good
 		}
 		held.add(v.intent)
+	}
+	for _, v := range order {
+		if v.planned {
+			p.settleLeases(v, held)
+		}
 	}
 }
 
@@ -396,7 +406,7 @@ func (p *pass) write(ctx context.Context) error {
 		if !v.planned {
 			continue
 		}
-		p.good[id] = v.intent
+		p.good[id] = bare(v.intent)
 		if _, ok := p.since[id]; !ok {
 			p.since[id] = p.Now()
 			if v.declared {
@@ -421,6 +431,9 @@ func (p *pass) write(ctx context.Context) error {
 				errs = append(errs, err)
 				continue
 			}
+		}
+		if err := p.Spool.EnsureLease(id, p.desired.Bindings[id]); err != nil {
+			p.Log.Warn(err)
 		}
 		changed, err := p.Spool.WriteBinding(id, p.desired.Bindings[id])
 		if err != nil {

@@ -269,7 +269,7 @@ type vm struct {
 	conflict bool   // it is not, since another VM has what it claims
 	xml      string // what its intent is derived from; "": from the last valid one
 	taps     map[mac.Addr]string
-	leases   map[mac.Addr][]control.Lease // of relayed NICs
+	leases   map[mac.Addr][]leased // of relayed NICs
 }
 
 // claims of an intent, as declarations hold them.

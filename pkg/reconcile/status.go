@@ -194,7 +194,9 @@ func (p *pass) nic(v *vm, n intent.NIC) control.NIC {
 	for _, s := range n.Relay.Servers {
 		c.Relay = append(c.Relay, s.String())
 	}
-	c.Leases = v.leases[n.MAC]
+	for _, l := range v.leases[n.MAC] {
+		c.Leases = append(c.Leases, l.control())
+	}
 	return c
 }
 

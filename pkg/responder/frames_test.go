@@ -127,7 +127,9 @@ func (c client4) payload() []byte {
 	if c.m.CHAddr.IsZero() {
 		c.m.CHAddr = guestMAC
 	}
-	c.m.XID = 0x11223344
+	if c.m.XID == 0 {
+		c.m.XID = 0x11223344
+	}
 	b := wire.AppendDHCP4(nil, c.m)
 	if c.kind != 0 {
 		b = wire.AppendOption4(b, wire.Opt4MessageType, []byte{c.kind})

@@ -23,8 +23,8 @@ type Guest struct {
 	vendorN  uint8
 	held     int64 // Unix time in nanoseconds until which nothing is offered
 
-	x4   exchange4
-	xid6 uint32 // of the DHCPv6 exchange under way
+	x4 exchange4
+	x6 exchange6
 }
 
 // Kept is the part of a Guest that must outlive its responder: without it a
@@ -34,10 +34,11 @@ type Kept struct {
 	Booting uint64  // the boot entries (their fingerprint) of which one was given to firmware
 	Booted  uint64  // the same, once a system got its lease after that
 
-	// What another server leased through us; V4.Addr and V6[i].Addr are not valid
-	// where there is nothing.
-	V4 lease.V4
-	V6 [lease.MaxAddrs6]lease.V6
+	// What another server leased through us; V4.Addr, V6[i].Addr and
+	// Prefixes[i].Prefix are not valid where there is nothing.
+	V4       lease.V4
+	V6       [lease.MaxAddrs6]lease.V6
+	Prefixes [lease.MaxPrefixes]lease.Prefix
 }
 
 // maxVendor is how much of a vendor class is kept, in bytes: what tells clients

@@ -23,12 +23,9 @@ const RelayAll = 0xff
 // way, without its header.
 const MaxRelayed = maxPacket - wire.IPv4Len - wire.UDPLen
 
-// Hop limits: a message that came through more relays is in a loop (RFC 1542
-// §4.1.1, RFC 8415 §7.6).
-const (
-	maxHops4 = 16
-	maxHops6 = 8
-)
+// maxHops4 is the hop limit: a message that came through more relays is in a loop
+// (RFC 1542 §4.1.1).
+const maxHops4 = 16
 
 // relay is what a link needs to relay instead of answering.
 type relay struct {
@@ -78,8 +75,13 @@ func compileRelay(n NIC) *relay {
 		r.link6 = n.Relay.Link6.As16()
 	}
 	r.forward = wire.AppendOption6(nil, wire.Opt6InterfaceID, n.Relay.Circuit)
+	// A DUID is the guest's to choose; this is not (RFC 6939).
+	r.forward = wire.AppendOption6(r.forward, wire.Opt6LinkLayer, append([]byte{0, arphrdEther}, n.GuestMAC[:]...))
 	return r
 }
+
+// arphrdEther is the hardware type of Ethernet.
+const arphrdEther = 1
 
 // Suboptions of option 82.
 const (

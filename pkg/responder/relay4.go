@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/slash32/slash32/pkg/lease"
+	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/wire"
 )
 
@@ -20,15 +21,22 @@ type exchange4 struct {
 	offers [maxOffers]offered4
 }
 
-// offered4 says which server has offered an address.
-type offered4 struct{ addr, server netip.Addr }
+// offered4 says which server has offered an address, and whether the client's
+// newest DISCOVER was answered with it already.
+type offered4 struct {
+	addr, server netip.Addr
+	passed       bool
+}
 
 // relayDHCP4 passes a client's message on (RFC 1542 §4.1, RFC 3046 §2.1). The
 // client knows the gateway as its server, so that its renewals come here: the
 // servers' own identifiers are put in their place.
 func (l *Link) relayDHCP4(g *Guest, toGateway bool, m *wire.DHCP4, raw []byte, r *request4, out []byte) ([]byte, Verdict) {
-	if m.Hops >= maxHops4 {
+	switch {
+	case m.Hops >= maxHops4:
 		return nil, DHCP4RelayLoop
+	case r.foreignID(l.guest):
+		return nil, DHCP4Foreign
 	}
 	v := DHCP4Relayed
 	server := netip.Addr{}
@@ -49,8 +57,14 @@ func (l *Link) relayDHCP4(g *Guest, toGateway bool, m *wire.DHCP4, raw []byte, r
 			toOne = toGateway && !m.CIAddr.IsUnspecified()
 		}
 	case wire.DHCP4Release, wire.DHCP4Decline:
-		server, toOne = g.V4.Server, r.kind == wire.DHCP4Release
-		defer func() { g.V4 = lease.V4{} }()
+		given := m.CIAddr
+		if r.kind == wire.DHCP4Decline {
+			given = r.requested
+		}
+		if given == g.V4.Addr {
+			server, toOne = g.V4.Server, r.kind == wire.DHCP4Release
+			defer func() { g.V4 = lease.V4{} }()
+		}
 	case wire.DHCP4Offer, wire.DHCP4Ack, wire.DHCP4Nak:
 		return nil, DHCP4Rogue
 	default:
@@ -60,9 +74,10 @@ func (l *Link) relayDHCP4(g *Guest, toGateway bool, m *wire.DHCP4, raw []byte, r
 	if i := slices.Index(l.relay.servers4, g.V4.From); toOne && i >= 0 {
 		index, v = uint8(i), DHCP4RelayedToOne
 	}
-	if g.x4.xid != m.XID {
-		g.x4 = exchange4{xid: m.XID}
+	if r.kind == wire.DHCP4Discover {
+		g.x4.discover(m.XID)
 	}
+	g.x4.xid = m.XID
 	g.x4.asked = r.kind != wire.DHCP4Release && r.kind != wire.DHCP4Decline
 
 	b := relayHeader(out, l.index, 4, index)
@@ -86,6 +101,13 @@ func (l *Link) relayDHCP4(g *Guest, toGateway bool, m *wire.DHCP4, raw []byte, r
 
 var zero4 [4]byte
 
+// foreignID tells whether the client identifier is the hardware address of
+// another machine (RFC 2132 §9.14). Servers know a lease by this identifier: with
+// another's, a guest would be given that one's address.
+func (r *request4) foreignID(guest mac.Addr) bool {
+	return r.idLen == 1+len(guest) && r.clientID[0] == 1 && mac.Addr(r.clientID[1:7]) != guest
+}
+
 // copyOptions4 copies the options field without those of relays (RFC 3046 §2.1:
 // a client has no business with them) and the end, with the server identifier
 // replaced where server is valid.
@@ -105,6 +127,17 @@ func (l *Link) copyOptions4(b []byte, m *wire.DHCP4, server netip.Addr) (_ []byt
 		}
 	}
 	return b, !o.Malformed()
+}
+
+// discover starts the wait for offers: anew, or when the client asks again
+// because it has missed them.
+func (x *exchange4) discover(xid uint32) {
+	if x.xid != xid {
+		x.offers = [maxOffers]offered4{}
+	}
+	for i := range x.offers {
+		x.offers[i].passed = false
+	}
 }
 
 func (x *exchange4) offered(a netip.Addr) netip.Addr {
@@ -153,19 +186,27 @@ func (l *Link) FromServer4(g *Guest, now time.Time, server uint8, message, out [
 	return b, DHCP4Answered
 }
 
-// add notes an offer; it is false for one of an address that was offered already,
-// by a server or by its partner.
+// add notes an offer. It is false for one of an address that the client was
+// offered already, by this server or by its partner.
 func (x *exchange4) add(a, server netip.Addr) bool {
+	free := -1
 	for i := range x.offers {
-		switch {
-		case !x.offers[i].addr.IsValid():
-			x.offers[i] = offered4{a, server}
+		switch o := &x.offers[i]; {
+		case o.addr == a && a.IsValid():
+			if o.passed {
+				return false
+			}
+			*o = offered4{a, server, true}
 			return true
-		case x.offers[i].addr == a:
-			return false
+		case free < 0 && !o.passed:
+			free = i
 		}
 	}
-	return false
+	if free < 0 {
+		return false
+	}
+	x.offers[free] = offered4{a, server, true}
+	return true
 }
 
 // learn4 takes over what an ACK grants, and forgets what a NAK refuses.

@@ -13,12 +13,19 @@ import (
 // peer address (RFC 8415 §9).
 const relay6Len = 34
 
-// relayDHCP6 wraps a client's message (RFC 8415 §19.1.1).
+// exchange6 is the DHCPv6 exchange under way between guest and servers.
+type exchange6 struct {
+	xid   uint32
+	asked bool // not answered by a REPLY yet
+}
+
+// relayDHCP6 wraps a client's message (RFC 8415 §19.1.1). A guest's own relay
+// messages do not come here, so that there are no hops to count.
 func (l *Link) relayDHCP6(g *Guest, src netip.Addr, m *wire.DHCP6, raw, out []byte) ([]byte, Verdict) {
 	if len(raw)+relay6Len+len(l.relay.forward)+4 > MaxRelayed {
 		return nil, DHCP6Malformed
 	}
-	g.xid6 = m.XID
+	g.x6 = exchange6{m.XID, true}
 	if m.Type == wire.DHCP6Release || m.Type == wire.DHCP6Decline {
 		l.forget6(g, m)
 	}
@@ -31,7 +38,7 @@ func (l *Link) relayDHCP6(g *Guest, src netip.Addr, m *wire.DHCP6, raw, out []by
 	return wire.AppendOption6(b, wire.Opt6RelayMessage, raw), DHCP6Relayed
 }
 
-// forget6 drops the leases of the addresses that the client gives back.
+// forget6 drops the leases of what the client gives back.
 func (l *Link) forget6(g *Guest, m *wire.DHCP6) {
 	each6(m, func(a wire.IAAddr6) {
 		for i := range g.V6 {
@@ -39,13 +46,20 @@ func (l *Link) forget6(g *Guest, m *wire.DHCP6) {
 				g.V6[i] = lease.V6{}
 			}
 		}
+	}, func(p wire.IAPrefix6) {
+		for i := range g.Prefixes {
+			if g.Prefixes[i].Prefix == p.Prefix {
+				g.Prefixes[i] = lease.Prefix{}
+			}
+		}
 	})
 }
 
-// each6 calls f for each address in the IA_NAs of a message.
-func each6(m *wire.DHCP6, f func(wire.IAAddr6)) {
+// each6 calls a function for each address in the IA_NAs and each prefix in the
+// IA_PDs of a message.
+func each6(m *wire.DHCP6, address func(wire.IAAddr6), prefix func(wire.IAPrefix6)) {
 	for o := m.Options(); o.Next(); {
-		if o.Code != wire.Opt6IANA {
+		if o.Code != wire.Opt6IANA && o.Code != wire.Opt6IAPD {
 			continue
 		}
 		ia, ok := wire.ParseIA6(o.Code, o.Data)
@@ -53,8 +67,15 @@ func each6(m *wire.DHCP6, f func(wire.IAAddr6)) {
 			continue
 		}
 		for i := ia.Options(); i.Next(); {
-			if a, ok := wire.ParseIAAddr6(i.Data); ok && i.Code == wire.Opt6IAAddr {
-				f(a)
+			switch {
+			case o.Code == wire.Opt6IANA && i.Code == wire.Opt6IAAddr:
+				if a, ok := wire.ParseIAAddr6(i.Data); ok {
+					address(a)
+				}
+			case o.Code == wire.Opt6IAPD && i.Code == wire.Opt6IAPrefix:
+				if p, ok := wire.ParseIAPrefix6(i.Data); ok {
+					prefix(p)
+				}
 			}
 		}
 	}
@@ -84,7 +105,8 @@ func (l *Link) FromServer6(g *Guest, now time.Time, server uint8, message, out [
 	}
 	switch m.Type {
 	case wire.DHCP6Advertise, wire.DHCP6Reply:
-		if m.XID != g.xid6 {
+		// To choose among ADVERTISEs is the client's; of REPLYs it hears the first.
+		if m.XID != g.x6.xid || !g.x6.asked {
 			return nil, DHCP6LateAnswer
 		}
 	case wire.DHCP6Reconfigure:
@@ -110,7 +132,8 @@ func (l *Link) FromServer6(g *Guest, now time.Time, server uint8, message, out [
 		return nil, DHCP6BadAnswer
 	}
 	if m.Type == wire.DHCP6Reply {
-		l.learn6(g, now, &m)
+		g.x6.asked = false
+		l.learn6(g, now, peer, &m)
 	}
 	n := uint16(len(b) - offUDP6)
 	binary.BigEndian.PutUint16(b[offIPv6Len:], n)
@@ -119,28 +142,48 @@ func (l *Link) FromServer6(g *Guest, now time.Time, server uint8, message, out [
 	return b, DHCP6Answered
 }
 
-// learn6 takes over the addresses that a REPLY grants, and drops those that it
-// takes back (a valid lifetime of 0).
-func (l *Link) learn6(g *Guest, now time.Time, m *wire.DHCP6) {
+// learn6 takes over the addresses and prefixes that a REPLY grants to the client
+// at peer, and drops those that it takes back (a valid lifetime of 0).
+func (l *Link) learn6(g *Guest, now time.Time, peer netip.Addr, m *wire.DHCP6) {
 	each6(m, func(a wire.IAAddr6) {
-		free := -1
-		for i := range g.V6 {
-			if g.V6[i].Addr == a.Addr {
-				free = i
+		at := -1
+		for i, v := range g.V6 {
+			if v.Addr == a.Addr {
+				at = i
 				break
 			}
-			if free < 0 && (!g.V6[i].Addr.IsValid() || g.V6[i].Expires <= now.Unix()) {
-				free = i
+			if at < 0 && (!v.Addr.IsValid() || v.Expires <= now.Unix()) {
+				at = i
 			}
 		}
 		switch {
-		case free < 0:
+		case at < 0:
 		case a.Valid == 0:
-			if g.V6[free].Addr == a.Addr {
-				g.V6[free] = lease.V6{}
+			if g.V6[at].Addr == a.Addr {
+				g.V6[at] = lease.V6{}
 			}
 		case a.Addr.IsGlobalUnicast():
-			g.V6[free] = lease.V6{Addr: a.Addr, Expires: now.Unix() + int64(a.Valid)}
+			g.V6[at] = lease.V6{Addr: a.Addr, Expires: now.Unix() + int64(a.Valid)}
+		}
+	}, func(p wire.IAPrefix6) {
+		at := -1
+		for i, v := range g.Prefixes {
+			if v.Prefix == p.Prefix {
+				at = i
+				break
+			}
+			if at < 0 && (!v.Prefix.IsValid() || v.Expires <= now.Unix()) {
+				at = i
+			}
+		}
+		switch {
+		case at < 0:
+		case p.Valid == 0:
+			if g.Prefixes[at].Prefix == p.Prefix {
+				g.Prefixes[at] = lease.Prefix{}
+			}
+		case p.Prefix.Addr().IsGlobalUnicast():
+			g.Prefixes[at] = lease.Prefix{Prefix: p.Prefix, Via: peer, Expires: now.Unix() + int64(p.Valid)}
 		}
 	})
 }

@@ -15,12 +15,13 @@ import (
 )
 
 var (
-	serverA  = ip("10.9.0.11")
-	serverB  = ip("10.9.0.12")
-	server6A = ip("fd09::11")
-	leased4  = ip("10.20.0.107")
-	other4   = ip("10.20.0.108")
-	circuit  = responder.CircuitID([16]byte{15: 7}, guestMAC)
+	serverA    = ip("10.9.0.11")
+	serverB    = ip("10.9.0.12")
+	server6A   = ip("fd09::11")
+	leased4    = ip("10.20.0.107")
+	other4     = ip("10.20.0.108")
+	delegated6 = netip.MustParsePrefix("2001:db8:f000::/56")
+	circuit    = responder.CircuitID([16]byte{15: 7}, guestMAC)
 )
 
 func relayNIC() responder.NIC {
@@ -186,12 +187,63 @@ func TestRelay4(t *testing.T) {
 	b.down(0, server4{kind: wire.DHCP4Ack, server: serverA, yiaddr: leased4}, responder.DHCP4LateAnswer)
 }
 
+// TestRelay4Retries: a client that asks again is answered again, and the servers
+// learn which offer it took even when it changes the transaction.
+func TestRelay4Retries(t *testing.T) {
+	b := newBench(t)
+	offer := func(from uint8, server, a netip.Addr, want responder.Verdict) {
+		t.Helper()
+		b.down(from, server4{kind: wire.DHCP4Offer, server: server, yiaddr: a}, want)
+	}
+	for range 3 { // the first two are lost
+		b.up(client4{kind: wire.DHCP4Discover}, responder.DHCP4Relayed, toAll)
+		offer(0, serverA, leased4, responder.DHCP4Answered)
+		offer(1, serverB, leased4, responder.DHCP4LateAnswer)
+		offer(0, serverA, leased4, responder.DHCP4LateAnswer)
+	}
+	// The partner is faster the next time: it is the one that was chosen.
+	b.up(client4{kind: wire.DHCP4Discover}, responder.DHCP4Relayed, toAll)
+	offer(1, serverB, leased4, responder.DHCP4Answered)
+	request := client4{kind: wire.DHCP4Request, m: wire.DHCP4{XID: 7}, options: opt4Addr(54, gateway4) + opt4Addr(50, leased4)}
+	if got := options(b.up(request, responder.DHCP4Relayed, toAll))[54]; got != string(serverB.AsSlice()) {
+		t.Errorf("REQUEST names server %x", got)
+	}
+	b.down(1, server4{kind: wire.DHCP4Ack, server: serverB, yiaddr: leased4}, responder.DHCP4LateAnswer) // to the old transaction
+	b.down(1, server4{kind: wire.DHCP4Ack, server: serverB, yiaddr: leased4, xid: 7}, responder.DHCP4Answered)
+	held := b.g.V4
+
+	// No more offers than there is room for.
+	b.up(client4{kind: wire.DHCP4Discover, m: wire.DHCP4{XID: 8}}, responder.DHCP4Relayed, toAll)
+	for i := range 6 {
+		want := responder.DHCP4Answered
+		if i >= 4 {
+			want = responder.DHCP4LateAnswer
+		}
+		b.down(0, server4{kind: wire.DHCP4Offer, server: serverA, yiaddr: netip.AddrFrom4([4]byte{10, 20, 0, byte(10 + i)}), xid: 8}, want)
+	}
+
+	// What the guest does not hold it cannot give back for another.
+	b.up(client4{kind: wire.DHCP4Release, m: wire.DHCP4{CIAddr: other4}, src: other4, dst: gateway4}, responder.DHCP4Relayed, toAll)
+	b.up(client4{kind: wire.DHCP4Decline, options: opt4Addr(50, other4)}, responder.DHCP4Relayed, toAll)
+	if b.g.V4 != held {
+		t.Errorf("the lease is %+v, want %+v", b.g.V4, held)
+	}
+	m := b.up(client4{kind: wire.DHCP4Decline, options: opt4Addr(50, leased4) + opt4Addr(54, gateway4)}, responder.DHCP4Relayed, toAll)
+	if got := options(m)[54]; got != string(serverB.AsSlice()) || b.g.V4 != (lease.V4{}) {
+		t.Errorf("DECLINE names server %x, the lease is %+v", got, b.g.V4)
+	}
+}
+
 func TestRelay4Refusals(t *testing.T) {
 	b := newBench(t)
 	b.up(client4{kind: wire.DHCP4Discover, m: wire.DHCP4{Hops: 16}}, responder.DHCP4RelayLoop, "")
 	b.up(client4{kind: wire.DHCP4Discover, m: wire.DHCP4{GIAddr: extra4}}, responder.DHCP4Relay, "")
 	b.up(client4{kind: wire.DHCP4Request, options: opt4Addr(54, strange4) + opt4Addr(50, leased4)}, responder.DHCP4OtherServer, "")
 	b.up(client4{kind: wire.DHCP4Offer}, responder.DHCP4Rogue, "")
+	// Another machine's identifier would get the guest that one's lease.
+	b.up(client4{kind: wire.DHCP4Discover, options: opt4(61, "\x01\x52\x54\x00\x00\x00\x99")}, responder.DHCP4Foreign, "")
+	b.up(client4{kind: wire.DHCP4Discover, options: opt4(61, "\x01"+string(guestMAC[:]))}, responder.DHCP4Relayed, toAll)
+	b.up(client4{kind: wire.DHCP4Discover, options: opt4(61, "\xff\x00\x00\x00\x01\x00\x02\x00\x00")}, responder.DHCP4Relayed, toAll)
 	b.up(client4{kind: 10}, responder.DHCP4Unknown, "")
 	b.up(client4{}, responder.DHCP4Unknown, "")
 	long := ""
@@ -282,7 +334,7 @@ func TestRelay6(t *testing.T) {
 	inner := append(wire.AppendDHCP6(nil, wire.DHCP6{Type: wire.DHCP6Solicit, XID: 0x112233}), solicit.options...)
 	want := append([]byte{1, 2, 6, 0xff, wire.DHCP6RelayForward, 0}, ip("2001:db8:20::").AsSlice()...)
 	want = append(want, guestLL.AsSlice()...)
-	want = append(want, opt6(wire.Opt6InterfaceID, string(circuit))+opt6(wire.Opt6RelayMessage, string(inner))...)
+	want = append(want, opt6(wire.Opt6InterfaceID, string(circuit))+opt6(79, "\x00\x01"+string(guestMAC[:]))+opt6(wire.Opt6RelayMessage, string(inner))...)
 	if !bytes.Equal(out, want) {
 		t.Errorf("relayed\n%x, want\n%x", out, want)
 	}
@@ -314,14 +366,29 @@ func TestRelay6(t *testing.T) {
 	if got := (lease.V6{Addr: guest6, Expires: epoch.Unix() + 60}); b.g.V6[0] != got {
 		t.Errorf("leased %+v", b.g.V6)
 	}
-	answer(circuit, wire.DHCP6Reply, 0x112233, client+server+address(second6, 60))
+	// Another server's REPLY to the same message is not for the guest.
+	if _, v := answer(circuit, wire.DHCP6Reply, 0x112233, client+server+address(second6, 60)); v != responder.DHCP6LateAnswer || b.g.V6[1].Addr.IsValid() {
+		t.Errorf("the second REPLY: %s, leased %+v", v, b.g.V6)
+	}
+	send(solicit)
+	for range 2 { // to choose is the client's
+		if _, v := answer(circuit, wire.DHCP6Advertise, 0x112233, client+server+address(second6, 60)); v != responder.DHCP6Answered || b.g.V6[1].Addr.IsValid() {
+			t.Errorf("ADVERTISE: %s, leased %+v", v, b.g.V6)
+		}
+	}
+	pd := string(ia6(wire.Opt6IAPD, 8, string(wire.AppendIAPrefix6(nil, wire.IAPrefix6{Prefix: delegated6, Preferred: 60, Valid: 60}))))
+	answer(circuit, wire.DHCP6Reply, 0x112233, client+server+address(second6, 60)+pd)
+	if want := (lease.Prefix{Prefix: delegated6, Via: guestLL, Expires: epoch.Unix() + 60}); b.g.Prefixes[0] != want {
+		t.Errorf("delegated %+v", b.g.Prefixes)
+	}
+	send(solicit)
 	answer(circuit, wire.DHCP6Reply, 0x112233, client+server+address(guest6, 0)) // taken back
 	if b.g.V6[0].Addr.IsValid() || b.g.V6[1].Addr != second6 {
 		t.Errorf("leased %+v", b.g.V6)
 	}
-	send(client6{kind: wire.DHCP6Release, options: client + server + address(second6, 0)})
-	if b.g.V6[1].Addr.IsValid() {
-		t.Errorf("after RELEASE: %+v", b.g.V6)
+	send(client6{kind: wire.DHCP6Release, options: client + server + address(second6, 0) + pd})
+	if b.g.V6[1].Addr.IsValid() || b.g.Prefixes[0].Prefix.IsValid() {
+		t.Errorf("after RELEASE: %+v, %+v", b.g.V6, b.g.Prefixes)
 	}
 	for name, c := range map[string]struct {
 		got  responder.Verdict

@@ -38,7 +38,8 @@ func Keeps(b responder.Binding) bool {
 }
 
 // EnsureLease makes the lease file of a VM that has something to keep, since its
-// responder has no right to. One that is there stays as it is.
+// responder has no right to. One that is there stays as it is. An error is no
+// reason not to serve the VM: the responder then keeps all in memory.
 func (s *Spool) EnsureLease(id uuid.UUID, b responder.Binding) error {
 	if !Keeps(b) {
 		return nil
@@ -54,26 +55,52 @@ func (s *Spool) EnsureLease(id uuid.UUID, b responder.Binding) error {
 }
 
 // Lease reads the lease file of a VM. Without a file, and for one that has
-// nothing yet, the state is empty.
+// nothing yet, the state is empty. A file of which nothing is whole is an error,
+// and a copy of it is set aside: the responder writes it anew.
 func (s *Spool) Lease(id uuid.UUID) (lease.State, error) {
-	f, err := os.Open(s.LeaseFile(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return lease.State{}, nil
+	path := s.LeaseFile(id)
+	var failed error
+	var text []byte
+	for range 2 { // the first may have met a write
+		b, err := readLease(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return lease.State{}, nil
+		}
+		if err != nil {
+			return lease.State{}, fmt.Errorf("read the lease file of %s: %w", id, err)
+		}
+		state, err := lease.Decode(b)
+		if err == nil || errors.Is(err, lease.ErrEmpty) {
+			return state, nil
+		}
+		failed, text = err, b
 	}
+	aside := s.badLease(id)
+	if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+		if err := os.WriteFile(aside, text, 0o600); err != nil {
+			return lease.State{}, fmt.Errorf("read the lease file %s: %w; it cannot be set aside: %w", path, failed, err)
+		}
+	}
+	return lease.State{}, fmt.Errorf("read the lease file %s: %w; there is a copy of it in %s", path, failed, aside)
+}
+
+func readLease(path string) ([]byte, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return lease.State{}, fmt.Errorf("open the lease file of %s: %w", id, err)
+		return nil, err
 	}
 	defer f.Close()
 	b := make([]byte, lease.FileSize)
 	n, err := f.ReadAt(b, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return lease.State{}, fmt.Errorf("read the lease file of %s: %w", id, err)
+		return nil, err
 	}
-	state, err := lease.Decode(b[:n])
-	if err != nil && !errors.Is(err, lease.ErrEmpty) {
-		return lease.State{}, fmt.Errorf("read the lease file %s: %w", s.LeaseFile(id), err)
-	}
-	return state, nil
+	return b[:n], nil
+}
+
+// badLease is where a lease file is set aside.
+func (d Dirs) badLease(id uuid.UUID) string {
+	return strings.TrimSuffix(d.LeaseFile(id), ".json") + ".bad"
 }
 
 // Leases lists the VMs that have a lease file.
@@ -97,8 +124,10 @@ func (s *Spool) Leases() ([]uuid.UUID, error) {
 
 // RemoveLease takes away the lease file of a VM that is no more.
 func (s *Spool) RemoveLease(id uuid.UUID) error {
-	if err := os.Remove(s.LeaseFile(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the lease file of %s: %w", id, err)
+	for _, path := range []string{s.LeaseFile(id), s.badLease(id)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the lease file of %s: %w", id, err)
+		}
 	}
 	return nil
 }

@@ -223,13 +223,9 @@ func (s *Spool) WriteDeclaration(d Declaration) error {
 }
 
 // WriteBinding replaces the binding of a VM if it differs from what is there,
-// and tells whether it did. A VM that has something to keep gets its lease file
-// first. The file is readable by all: the responder reads it
+// and tells whether it did. The file is readable by all: the responder reads it
 // without privileges.
 func (s *Spool) WriteBinding(id uuid.UUID, b responder.Binding) (changed bool, err error) {
-	if err := s.EnsureLease(id, b); err != nil {
-		return false, err
-	}
 	want, err := json.Marshal(b)
 	if err != nil {
 		return false, fmt.Errorf("write the binding of %s: %w", b.Name, err)

@@ -80,18 +80,24 @@ func (k *keeper) kept(i int) responder.Kept {
 	n := k.state.NICs[i]
 	out := responder.Kept{Profile: responder.ParseProfile(n.Profile), Booting: n.Booting, Booted: n.Booted, V4: n.V4}
 	copy(out.V6[:], n.V6)
+	copy(out.Prefixes[:], n.Prefixes)
 	return out
 }
 
 // keep writes the state of a NIC. It is called by one goroutine at a time.
 func (k *keeper) keep(i int, s responder.Kept) {
 	n := &k.state.NICs[i]
-	leased := n.V4 != s.V4 || !sameAddrs(n.V6, s.V6)
+	leased := !sameLeases(k.kept(i), s)
 	n.Profile, n.Booting, n.Booted, n.V4 = s.Profile.String(), s.Booting, s.Booted, s.V4
-	n.V6 = n.V6[:0]
+	n.V6, n.Prefixes = n.V6[:0], n.Prefixes[:0]
 	for _, v := range s.V6 {
 		if v.Addr.IsValid() {
 			n.V6 = append(n.V6, v)
+		}
+	}
+	for _, p := range s.Prefixes {
+		if p.Prefix.IsValid() {
+			n.Prefixes = append(n.Prefixes, p)
 		}
 	}
 	if err := k.write(leased); err != nil && time.Since(k.said) > sayAgain {
@@ -100,18 +106,9 @@ func (k *keeper) keep(i int, s responder.Kept) {
 	}
 }
 
-func sameAddrs(have []lease.V6, want [lease.MaxAddrs6]lease.V6) bool {
-	n := 0
-	for _, w := range want {
-		if !w.Addr.IsValid() {
-			continue
-		}
-		if n >= len(have) || have[n] != w {
-			return false
-		}
-		n++
-	}
-	return n == len(have)
+// sameLeases compares what other servers have leased.
+func sameLeases(a, b responder.Kept) bool {
+	return a.V4 == b.V4 && a.V6 == b.V6 && a.Prefixes == b.Prefixes
 }
 
 // write fills the older slot. A lease of another server's must be on disk before

@@ -49,6 +49,7 @@ const (
 	Opt6SNTP               = 31 // RFC 4075
 	Opt6InformationRefresh = 32
 	Opt6NTP                = 56 // RFC 5908
+	Opt6LinkLayer          = 79 // RFC 6939: the client's link-layer address
 )
 
 // DHCPv6 status codes (RFC 8415 §21.13).
