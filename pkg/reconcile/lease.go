@@ -55,7 +55,11 @@ func (p *pass) lease(v *vm) {
 				continue
 			}
 			if n.Relays4() && k.V4.Addr.Is4() {
-				p.unexpired(v, n, leased{k.V4.Addr, k.V4.Server, time.Unix(k.V4.Expires, 0)})
+				server := k.V4.Server
+				if server == n.Network.Gateway4 { // it goes by the name that we gave it
+					server = k.V4.From
+				}
+				p.unexpired(v, n, leased{k.V4.Addr, server, time.Unix(k.V4.Expires, 0)})
 			}
 			for _, a := range k.V6[:min(len(k.V6), lease.MaxAddrs6)] {
 				if n.Relays6() && a.Addr.Is6() {

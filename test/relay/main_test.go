@@ -26,7 +26,12 @@ const (
 	secondary2 = "10.9.0.22"
 	kea        = "10.9.0.13"
 	kea6       = "fd09::13"
+	single     = "10.9.0.14" // an ISC dhcpd of its own that honours server-id-override
 )
+
+// inSubnet is an address of the first hypervisor that is in a subnet of kea's and
+// single's.
+const inSubnet = "10.22.0.1"
 
 // giaddr of each hypervisor: the first has the address of the route to the
 // servers, the second one that its configuration names.
@@ -38,6 +43,10 @@ networks:
     relay: {servers: [10.9.0.11, 10.9.0.12, 10.9.0.21, 10.9.0.22], link4: 10.20.0.0%s}
   kea:
     relay: {servers: [10.9.0.13, "fd09::13"], link4: 10.21.0.0, link6: "2001:db8:21::"%[1]s}
+  giaddr:
+    relay: {servers: [10.9.0.13], source4: 10.22.0.1}
+  override:
+    relay: {servers: [10.9.0.14], source4: 10.22.0.1}
 `
 
 var (
@@ -119,7 +128,7 @@ func each(ctx context.Context, n *lab.Node, lines ...string) error {
 // connect makes the servers' network, 10.9.0.0/24 on the first lab's router, and
 // a link to the second lab's router:
 //
-//	hv1 192.0.2.2 ── rtr1 ── srv 10.9.0.1/24 ── s1, s2, s3
+//	hv1 192.0.2.2 ── rtr1 ── srv 10.9.0.1/24 ── s1, s2, s3, s4
 //	                  │ 10.9.1.0/30
 //	hv2 10.9.2.1 ─── rtr2
 func connect(ctx context.Context) error {
@@ -159,7 +168,13 @@ func connect(ctx context.Context) error {
 		"ip -6 route add fd09::/64 via 2001:db8:0:1::1 src fd09:2::1"); err != nil {
 		return err
 	}
-	for i, name := range []string{"s1", "s2", "s3"} {
+	if err := each(ctx, a.HV, "ip address add "+inSubnet+"/32 dev lo"); err != nil {
+		return err
+	}
+	if err := each(ctx, a.Router, "ip route add "+inSubnet+" via 192.0.2.2"); err != nil {
+		return err
+	}
+	for i, name := range []string{"s1", "s2", "s3", "s4"} {
 		if _, err := a.AddNode(ctx, name); err != nil {
 			return err
 		}
@@ -202,17 +217,30 @@ failover peer "fo" { %s; address %s; port 647; peer address %s; peer port 647;
   max-response-delay 2; max-unacked-updates 10; load balance max seconds 1; auto-partner-down 1;%s }
 `
 
+// iscSingle is not authoritative: what another server leases is no business of its.
+const iscSingle = `
+default-lease-time 60; max-lease-time 60; min-lease-time 4;
+not authoritative; ping-check false;
+option agent.server-id-override code 11 = ip-address;
+if exists agent.server-id-override { option dhcp-server-identifier = option agent.server-id-override; }
+subnet 10.9.0.0 netmask 255.255.255.0 { }
+subnet 10.22.0.0 netmask 255.255.255.0 { option routers 10.22.0.254; range 10.22.0.200 10.22.0.249; }
+`
+
 const keaConfig4 = `{ "Dhcp4": { "interfaces-config": { "interfaces": ["eth0"], "dhcp-socket-type": "udp" },
  "lease-database": { "type": "memfile", "persist": false, "lfc-interval": 0 },
- "valid-lifetime": 30, "renew-timer": 4, "rebind-timer": 12, "calculate-tee-times": false, "authoritative": true,
+ "valid-lifetime": 120, "renew-timer": 4, "rebind-timer": 12, "calculate-tee-times": false,
  "subnet4": [ { "id": 21, "subnet": "10.21.0.0/24", "pools": [ { "pool": "10.21.0.100-10.21.0.149" } ],
-   "option-data": [ { "name": "routers", "data": "10.21.0.1" } ] } ] } }`
+   "option-data": [ { "name": "routers", "data": "10.21.0.1" } ] },
+  { "id": 22, "subnet": "10.22.0.0/24", "pools": [ { "pool": "10.22.0.100-10.22.0.149" } ],
+   "option-data": [ { "name": "routers", "data": "10.22.0.254" } ] } ] } }`
 
 const keaConfig6 = `{ "Dhcp6": { "interfaces-config": { "interfaces": ["eth0/fd09::13"] },
  "server-id": { "type": "EN", "enterprise-id": 2495, "identifier": "0123456789", "persist": false },
  "lease-database": { "type": "memfile", "persist": false, "lfc-interval": 0 },
  "valid-lifetime": 30, "preferred-lifetime": 24, "renew-timer": 6, "rebind-timer": 12,
- "subnet6": [ { "id": 1, "subnet": "2001:db8:21::/64", "pools": [ { "pool": "2001:db8:21::1000-2001:db8:21::1fff" } ] } ] } }`
+ "subnet6": [ { "id": 1, "subnet": "2001:db8:21::/64", "pools": [ { "pool": "2001:db8:21::1000-2001:db8:21::1fff" } ],
+   "pd-pools": [ { "prefix": "2001:db8:f000::", "prefix-len": 44, "delegated-len": 56 } ] } ] } }`
 
 func startServers(ctx context.Context) error {
 	a := hosts[0]
@@ -220,7 +248,8 @@ func startServers(ctx context.Context) error {
 	files := map[string]string{
 		"/etc/dhcp-s1.conf": fmt.Sprintf(iscPeer, "primary", primary, secondary, " mclt 24; split 128;") + iscCommon,
 		"/etc/dhcp-s2.conf": fmt.Sprintf(iscPeer, "secondary", secondary, primary, "") + iscCommon,
-		"/var/s1.leases":    "", "/var/s2.leases": "",
+		"/etc/dhcp-s4.conf": iscSingle,
+		"/var/s1.leases":    "", "/var/s2.leases": "", "/var/s4.leases": "",
 		"/etc/kea4.json": keaConfig4, "/etc/kea6.json": keaConfig6,
 	}
 	for path, text := range files {
@@ -232,11 +261,12 @@ func startServers(ctx context.Context) error {
 	for name, command := range map[string]string{
 		"s1":   "dhcpd -4 -d -cf /etc/dhcp-s1.conf -lf /var/s1.leases -pf /run/s1.pid --no-pid eth0",
 		"s2":   "dhcpd -4 -d -cf /etc/dhcp-s2.conf -lf /var/s2.leases -pf /run/s2.pid --no-pid eth0",
+		"s4":   "dhcpd -4 -d -cf /etc/dhcp-s4.conf -lf /var/s4.leases -pf /run/s4.pid --no-pid eth0",
 		"kea4": "env " + environment + " kea-dhcp4 -c /etc/kea4.json",
 		"kea6": "env " + environment + " kea-dhcp6 -c /etc/kea6.json",
 	} {
 		node := "s3"
-		if name == "s1" || name == "s2" {
+		if strings.HasPrefix(name, "s") {
 			node = name
 		}
 		s := &server{node: a.Node(node), log: "/var/log/" + name + ".log"}
@@ -246,7 +276,7 @@ func startServers(ctx context.Context) error {
 		}
 		servers[name] = s
 	}
-	for name, line := range map[string]string{"s1": "Both servers normal", "s2": "Both servers normal", "kea4": "DHCP4_STARTED", "kea6": "DHCP6_STARTED"} {
+	for name, line := range map[string]string{"s1": "Both servers normal", "s2": "Both servers normal", "s4": "Server starting service", "kea4": "DHCP4_STARTED", "kea6": "DHCP6_STARTED"} {
 		if err := servers[name].says(ctx, line, 1); err != nil {
 			return err
 		}
