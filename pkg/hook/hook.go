@@ -33,7 +33,7 @@ type Kernel interface {
 	Facts(context.Context) (plan.Facts, error)
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
 	RouteOwner(context.Context, netip.Prefix) (string, error)
-	HostRoute(context.Context, netip.Addr) (kernel.HostRoute, bool, error)
+	HostRoute(ctx context.Context, a netip.Addr, table uint32) (kernel.HostRoute, bool, error)
 	Close()
 }
 

@@ -292,11 +292,39 @@ func TestRefusals(t *testing.T) {
 		{"announced by another host", func(b *bed) {
 			b.uplink()
 			b.sh("ip route add 203.0.113.42 via 192.0.2.3 dev up0 proto bird")
-		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "line 3", "203.0.113.42", "announced by another host", "via 192.0.2.3 dev up0 proto bird"}},
+		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "line 3", "203.0.113.42", "announced by another host", "E101 line 3: address 203.0.113.42 is announced by another host: route via 192.0.2.3 dev up0 proto bird (12). Fix: "}},
 		{"announced by another host, IPv6", func(b *bed) {
 			b.uplink()
 			b.sh("ip -6 route add 2001:db8::42 via fe80::3 dev up0 proto zebra")
-		}, dom{n: 2, annotation: `ipv6="2001:db8::42"`}, []string{"vm2: E101", "2001:db8::42", "via fe80::3 dev up0 proto zebra"}},
+		}, dom{n: 2, annotation: `ipv6="2001:db8::42"`}, []string{"vm2: E101", "2001:db8::42", "via fe80::3 dev up0 proto zebra (11). Fix: "}},
+		{"announced by two hosts", func(b *bed) {
+			b.uplink()
+			b.sh("ip route add 203.0.113.42 proto 77 nexthop via 192.0.2.3 nexthop via 192.0.2.4")
+		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "route dev up0 (and other next hops) proto 77. Fix: "}},
+		{"announced in the network's table, which nobody uses yet", func(b *bed) {
+			b.uplink()
+			b.write("slash32.yaml", "networks: {policy: {table: 100}}\n")
+			b.sh("ip route add 203.0.113.42 via 192.0.2.3 dev up0 proto bgp table 100")
+		}, dom{n: 2, annotation: `network="policy" ipv4="203.0.113.42"`}, []string{"vm2: E101", "via 192.0.2.3 dev up0 proto bgp (186)"}},
+		{"announced in the network's table, which a VM uses", func(b *bed) {
+			b.uplink()
+			b.write("slash32.yaml", "networks: {policy: {table: 100}}\n")
+			b.must("prepare", dom{n: 1, annotation: `network="policy" ipv4="203.0.113.43"`})
+			b.sh("ip rule add pref 32000 lookup 100 suppress_prefixlength 0 protocol 32") // as the agent does
+			b.sh("ip route add 203.0.113.42 via 192.0.2.3 dev up0 proto ospf table 100")
+		}, dom{n: 2, annotation: `network="policy" ipv4="203.0.113.42"`}, []string{"vm2: E101", "via 192.0.2.3 dev up0 proto ospf (188)"}},
+		{"a network's broadcast address", func(b *bed) { b.uplink() },
+			dom{n: 2, annotation: `ipv4="192.0.2.255"`}, []string{"vm2: E101", "192.0.2.255", "broadcast", "up0"}},
+		{"address of a local VM, with warn", func(b *bed) {
+			b.uplink()
+			b.write("slash32.yaml", "networks: {default: {conflict: warn, probe: [arp], probe_wait: 250ms}}\n")
+			b.must("prepare", dom{n: 1, annotation: `ipv4="203.0.113.42"`})
+			b.Cleanup(func() {
+				if len(b.probed) != 1 { // vm1's
+					b.Errorf("the network was asked for what a local VM has: %v", b.probed)
+				}
+			})
+		}, dom{n: 2, annotation: `ipv4="203.0.113.42"`}, []string{"vm2: E101", "belongs to running VM vm1"}},
 		{"the host's own address", func(b *bed) { b.uplink() },
 			dom{n: 2, annotation: `ipv4="192.0.2.1"`}, []string{"vm2: E101", "192.0.2.1", "this host itself"}},
 		{"answered on the uplink", func(b *bed) {
@@ -562,6 +590,23 @@ func TestTakenElsewhere(t *testing.T) {
 			t.Errorf("probed %v, warnings: %s", b.probed, got)
 		}
 	})
+	// The uplink of one family does not keep the other's from being asked.
+	t.Run("no IPv6 uplink", func(t *testing.T) {
+		b := newBed(t)
+		b.uplink()
+		b.write("slash32.yaml", "networks: {default: {probe: [arp], probe_wait: 250ms}}\n")
+		b.hits = []probe.Hit{{Addr: netip.MustParseAddr("203.0.113.42"), By: "answers ARP at 52:54:00:00:00:99 on up0"}}
+		err := b.call("prepare", vm)
+		want := []probe.Target{{Addr: netip.MustParseAddr("203.0.113.42"), Link: "up0", ARP: true}}
+		if err == nil || !strings.Contains(err.Error(), "vm2: E101 line 3: address 203.0.113.42 is in use: somebody answers ARP at 52:54:00:00:00:99 on up0. Fix: ") || !slices.Equal(b.probed, want) {
+			t.Errorf("%v, probed %v", err, b.probed)
+		}
+		b.hits = nil
+		b.must("prepare", vm)
+		if got := warnings(b); !strings.Contains(got, "W102") || !strings.Contains(got, "2001:db8::42") {
+			t.Errorf("warnings: %s", got)
+		}
+	})
 	t.Run("not asked for", func(t *testing.T) {
 		b := newBed(t)
 		b.uplink()
@@ -588,10 +633,20 @@ func TestTakenElsewhere(t *testing.T) {
 		if err := b.call("prepare", vm); err == nil {
 			t.Error("the next start counts as a migration, too")
 		}
+		b.must("restore", vm)
+		if err := b.call("prepare", vm); err == nil {
+			t.Error("a restore counts as a migration")
+		}
 		b.must("migrate", vm)
 		b.now = b.now.Add(time.Hour)
 		if err := b.call("prepare", vm); err == nil {
 			t.Error("a migration that came to nothing is remembered for an hour")
+		}
+		b.now = time.Now()
+		b.sh("ip address add 203.0.113.42/32 dev lo")
+		b.must("migrate", vm)
+		if err := b.call("prepare", vm); err == nil || !strings.Contains(err.Error(), "this host itself, on lo") {
+			t.Errorf("a VM migrates to the host that has its address: %v", err)
 		}
 	})
 }

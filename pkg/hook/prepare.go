@@ -44,7 +44,7 @@ func (o *operation) prepare(ctx context.Context) error {
 		}
 	}
 	// This may wait for the network, so it is done without the lock.
-	elsewhere := o.elsewhere(ctx, r.VM)
+	elsewhere := o.elsewhere(ctx, r.VM, c)
 	if fatal := elsewhere.Fatal(); len(fatal) > 0 {
 		return fatal
 	}

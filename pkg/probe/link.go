@@ -29,8 +29,13 @@ func openLink(name string, v6 bool) (socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("probe on %s: %w", name, err)
 	}
-	if len(ifi.HardwareAddr) != 6 || ifi.Flags&net.FlagUp == 0 {
-		return nil, fmt.Errorf("probe on %s: it is not an Ethernet interface that is up", name)
+	switch {
+	case len(ifi.HardwareAddr) != 6:
+		return nil, fmt.Errorf("probe on %s: it is not an Ethernet interface", name)
+	case ifi.Flags&net.FlagUp == 0:
+		return nil, fmt.Errorf("probe on %s: it is down", name)
+	case ifi.Flags&net.FlagRunning == 0:
+		return nil, fmt.Errorf("probe on %s: it has no carrier", name)
 	}
 	program := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 12, Size: 2},
@@ -96,35 +101,37 @@ func (l *link) read() (netip.Addr, string, error) {
 	if err != nil {
 		return netip.Addr{}, "", err
 	}
-	a, by := owner(l.buf[:n])
+	a, by, how := owner(l.buf[:n])
 	if !a.IsValid() || by == l.own {
 		return netip.Addr{}, "", nil
 	}
-	how := "ARP"
-	if l.v6 {
-		how = "Neighbour Discovery"
-	}
-	return a, fmt.Sprintf("answers %s at %s on %s", how, by, l.name), nil
+	return a, fmt.Sprintf("%s at %s on %s", how, by, l.name), nil
 }
 
-// owner reads from any frame who says to have which address: an ARP packet's
-// sender, or the target of a neighbour advertisement.
-func owner(frame []byte) (netip.Addr, mac.Addr) {
+// owner reads from any frame who says to have which address, or is about to take
+// it, and how: the sender of an ARP packet or the target of its probe (RFC 5227
+// §2.1.1), the target of a neighbour advertisement.
+func owner(frame []byte) (a netip.Addr, by mac.Addr, how string) {
 	eth, b, ok := wire.ParseEther(frame)
 	switch {
 	case !ok:
 	case eth.Type == wire.EtherTypeARP:
-		if p, ok := wire.ParseARP(b); ok && !p.Sender.IsUnspecified() {
-			return p.Sender, p.SenderMAC
+		p, ok := wire.ParseARP(b)
+		switch {
+		case !ok:
+		case !p.Sender.IsUnspecified():
+			return p.Sender, p.SenderMAC, "answers ARP"
+		case p.Op == wire.ARPRequest:
+			return p.Target, p.SenderMAC, "probes for it by ARP, too,"
 		}
 	case eth.Type == wire.EtherTypeIPv6:
 		ip, b, ok := wire.ParseIPv6(b)
 		// RFC 4861 §7.1.2; the target follows four bytes of header and flags.
 		if ok && ip.Proto == wire.ProtoICMPv6 && ip.HopLimit == wire.NDHopLimit && len(b) >= 24 && b[0] == wire.ICMP6NeighbourAdvert {
-			return netip.AddrFrom16([16]byte(b[8:24])), eth.Src
+			return netip.AddrFrom16([16]byte(b[8:24])), eth.Src, "answers Neighbour Discovery"
 		}
 	}
-	return netip.Addr{}, mac.Addr{}
+	return netip.Addr{}, mac.Addr{}, ""
 }
 
 func (l *link) deadline(t time.Time) error { return l.conn.SetReadDeadline(t) }

@@ -101,8 +101,9 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: errors %v, hits (-want +got):\n%s", c.name, errs, d)
 		}
 	}
-	for _, link := range []string{"none0", "lo"} {
-		if hits, errs := Run(t.Context(), []Target{{a("192.0.2.7"), link, true, false}}, time.Minute); len(hits) > 0 || len(errs) != 1 || !strings.Contains(errs[0].Error(), link) {
+	run(t, "ip link add dark0 type veth peer name dark1", "ip link set dark0 up", "ip link add down0 type veth peer name down1")
+	for link, why := range map[string]string{"none0": "none0", "lo": "not an Ethernet interface", "down0": "down", "dark0": "no carrier"} {
+		if hits, errs := Run(t.Context(), []Target{{a("192.0.2.7"), link, true, false}}, time.Minute); len(hits) > 0 || len(errs) != 1 || !strings.Contains(errs[0].Error(), link) || !strings.Contains(errs[0].Error(), why) {
 			t.Errorf("%s: hits %v, errors %v", link, hits, errs)
 		}
 	}
@@ -124,18 +125,25 @@ func TestOwner(t *testing.T) {
 		frame []byte
 		want  netip.Addr
 	}{
-		"advertisement":       {frame(255, na), target},
-		"through a router":    {frame(64, na), netip.Addr{}},
-		"short":               {frame(255, na[:23]), netip.Addr{}},
-		"solicitation":        {dadSolicit(other, target), netip.Addr{}},
-		"ARP probe":           {arpProbe(other, netip.MustParseAddr("192.0.2.7")), netip.Addr{}},
-		"empty":               {nil, netip.Addr{}},
-		"not even an address": {[]byte{0: 1, 40: 1}, netip.Addr{}},
+		"advertisement":        {frame(255, na), target},
+		"through a router":     {frame(64, na), netip.Addr{}},
+		"short":                {frame(255, na[:23]), netip.Addr{}},
+		"solicitation":         {dadSolicit(other, target), netip.Addr{}},
+		"ARP probe":            {arpProbe(other, netip.MustParseAddr("192.0.2.7")), netip.MustParseAddr("192.0.2.7")},
+		"ARP probe, no answer": {arpNothing(other), netip.Addr{}},
+		"empty":                {nil, netip.Addr{}},
+		"not even an address":  {[]byte{0: 1, 40: 1}, netip.Addr{}},
 	} {
-		if got, _ := owner(c.frame); got != c.want {
+		if got, _, _ := owner(c.frame); got != c.want {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
+}
+
+// arpNothing is a reply that nobody sent.
+func arpNothing(by mac.Addr) []byte {
+	b := wire.AppendEther(nil, wire.Ether{Src: by, Type: wire.EtherTypeARP})
+	return wire.AppendARP(b, wire.ARP{Op: wire.ARPReply, SenderMAC: by, Target: netip.MustParseAddr("192.0.2.7")})
 }
 
 func FuzzOwner(f *testing.F) {
