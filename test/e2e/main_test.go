@@ -26,8 +26,15 @@ networks:
     table: 100
     uplink: up1
   probed:
-    probe: [arp, icmp]
+    probe: [arp]
     probe_wait: 3s
+  pinged:
+    probe: [icmp]
+    probe_wait: 3s
+  warned:
+    probe: [arp]
+    probe_wait: 3s
+    conflict: warn
 `
 
 // The guests that run all the time. A test that disturbs one puts it back.

@@ -83,7 +83,7 @@ func TestRefused(t *testing.T) {
 		setup:  []string{"ip route add 198.51.100.77 via 192.0.2.1 proto bird"},
 		undo:   []string{"ip route delete 198.51.100.77"},
 		code:   problem.EAddressInUse,
-		says:   []string{"198.51.100.77", "announced by another host", "via 192.0.2.1 dev up0 proto bird"},
+		says:   []string{"address 198.51.100.77 is announced by another host: route via 192.0.2.1 dev up0 proto bird (12). Fix: "},
 	}, {
 		name:   "address of the host itself",
 		domain: lab.Domain{Metadata: lab.Annotation(`ipv4="192.0.2.2"`)},
@@ -93,12 +93,22 @@ func TestRefused(t *testing.T) {
 		name:   "address answered on the uplink",
 		domain: lab.Domain{Metadata: lab.Annotation(`ipv4="192.0.2.1" network="probed"`)},
 		code:   problem.EAddressInUse,
-		says:   []string{"192.0.2.1", "somebody answers", "on up0"},
+		says:   []string{"address 192.0.2.1 is in use: somebody answers ARP at " + routerMAC(t) + " on up0. Fix: "},
 	}, {
 		name:   "IPv6 address answered on the uplink",
 		domain: lab.Domain{Metadata: lab.Annotation(`ipv6="2001:db8:0:1::1" network="probed"`)},
 		code:   problem.EAddressInUse,
-		says:   []string{"2001:db8:0:1::1", "somebody answers", "on up0"},
+		says:   []string{"address 2001:db8:0:1::1 is in use: somebody answers Neighbour Discovery at " + routerMAC(t) + " on up0. Fix: "},
+	}, {
+		name:   "address on the internet that answers a ping",
+		domain: lab.Domain{Metadata: lab.Annotation(`ipv4="` + lab.Internet4 + `" network="pinged"`)},
+		code:   problem.EAddressInUse,
+		says:   []string{"address " + lab.Internet4 + " is in use: somebody answers a ping on up0. Fix: "},
+	}, {
+		name:   "address of a running VM, in a network that only warns",
+		domain: lab.Domain{Metadata: lab.Annotation(`ipv4="` + mail4 + `" network="warned"`)},
+		code:   problem.EAddressInUse,
+		says:   []string{mail4, "belongs to running VM mail"},
 	}, {
 		name:   "more interfaces than NICs",
 		domain: lab.Domain{Metadata: "<network xmlns='urn:slash32:domain:1'><interface><address ip='10.42.0.98'/></interface><interface><address ip='10.42.0.99'/></interface></network>"},
@@ -146,4 +156,43 @@ func TestRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// routerMAC is the MAC of who answers on the hypervisor's uplink.
+func routerMAC(t *testing.T) string {
+	t.Helper()
+	out, err := world.Router.Exec(t.Context(), "ip", "-brief", "link", "show", "hv0") // name, state, MAC
+	must(t, err)
+	f := strings.Fields(out)
+	if len(f) < 3 {
+		t.Fatalf("no MAC in %q", out)
+	}
+	return f[2]
+}
+
+// TestWarned starts a VM whose address another host announces, in a network that
+// only warns: it runs, and status and show say where the address was seen.
+func TestWarned(t *testing.T) {
+	ctx := scenario(t)
+	hv(ctx, t, "ip", "route", "add", "198.51.100.78", "via", "192.0.2.1", "proto", "bird")
+	cleanup(t, func(ctx context.Context) {
+		hv(ctx, t, "ip", "route", "delete", "198.51.100.78", "via", "192.0.2.1", "proto", "bird")
+	})
+	before := mustEverything(ctx, t)
+	start(ctx, t, lab.Domain{Name: "warned", Cheap: true, Metadata: lab.Annotation(`ipv4="198.51.100.78" ipv6="2001:db8:0:1::1" network="warned"`)})
+	must(t, world.WaitOnline(ctx, "warned"))
+	for _, command := range [][]string{{"status"}, {"show", "warned"}} {
+		out, err := world.Slash32(ctx, command...)
+		must(t, err)
+		for _, line := range []string{
+			"warned: W101 line ", "address 198.51.100.78 is announced by another host: route via 192.0.2.1 dev up0 proto bird (12)",
+			"address 2001:db8:0:1::1 is in use: somebody answers Neighbour Discovery at " + routerMAC(t) + " on up0",
+		} {
+			if !strings.Contains(out, line) {
+				t.Errorf("slash32 %s lacks %q:\n%s", command[0], line, out)
+			}
+		}
+	}
+	must(t, world.Remove(ctx, "warned"))
+	back(ctx, t, "nothing is left", before)
 }
