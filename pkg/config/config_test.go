@@ -31,7 +31,7 @@ func TestReference(t *testing.T) {
 	if d := cmp.Diff(config.Default(), got, byValue); d != "" {
 		t.Error(d)
 	}
-	for _, key := range []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict"} {
+	for _, key := range []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait"} {
 		if !strings.Contains(string(b), "\n    "+key+":") {
 			t.Errorf("no key %s", key)
 		}
@@ -99,6 +99,39 @@ networks:
 		c, ps := r.Parse("f", []byte("networks: {default: {table: "+name+"}}"))
 		if len(ps) > 0 || c.Networks["default"].Table != want {
 			t.Errorf("%s: %d %v", name, c.Networks["default"].Table, ps)
+		}
+	}
+}
+
+func TestProbe(t *testing.T) {
+	type probe struct {
+		arp, icmp bool
+		wait      time.Duration
+		conflict  string
+	}
+	const none, refuse = 500 * time.Millisecond, "refuse"
+	for text, want := range map[string]probe{
+		"probe: none":                                   {false, false, none, refuse},
+		"probe: arp":                                    {true, false, none, refuse},
+		"probe: [icmp], probe_wait: 50ms":               {false, true, 50 * time.Millisecond, refuse},
+		"probe: [arp, icmp], probe_wait: 3s":            {true, true, 3 * time.Second, refuse},
+		"probe: [], probe_wait: 1500ms, conflict: warn": {false, false, 1500 * time.Millisecond, "warn"},
+	} {
+		c, ps := config.Parse("f", []byte("networks: {default: {"+text+"}}"))
+		n := c.Networks["default"]
+		if got := (probe{n.ProbeARP, n.ProbeICMP, n.ProbeWait, n.Conflict}); got != want || len(ps) > 0 {
+			t.Errorf("%s: %+v %v", text, got, ps)
+		}
+	}
+	for text, want := range map[string]string{
+		"probe: [arp, ping]": `f:1: networks.default.probe: "ping" is not known. Fix: write [arp], [icmp], [arp, icmp] or none`,
+		"probe: [arp, none]": `f:1: networks.default.probe: "none" is there with something else. Fix: write [arp], [icmp], [arp, icmp] or none`,
+		"probe_wait: 49ms":   `f:1: networks.default.probe_wait: "49ms" is not from 50ms to 3s. Fix: write it like 500ms or 1s`,
+		"probe_wait: 3001ms": `f:1: networks.default.probe_wait: "3001ms" is not from 50ms to 3s. Fix: write it like 500ms or 1s`,
+		"probe_wait: 1":      `f:1: networks.default.probe_wait: "1" has no unit`,
+	} {
+		if _, ps := config.Parse("f", []byte("networks: {default: {"+text+"}}")); len(ps) != 1 || !strings.Contains(ps[0].String(), want) {
+			t.Errorf("%s: %v, want %s", text, ps, want)
 		}
 	}
 }

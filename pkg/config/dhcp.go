@@ -40,6 +40,10 @@ func (p *parser) probe(e yamltree.Entry, n *Network) {
 		case "icmp":
 			icmp = true
 		case "none":
+			if len(vs) > 1 {
+				p.bad(e, v, "is there with something else", "write [arp], [icmp], [arp, icmp] or none")
+				return
+			}
 		default:
 			p.bad(e, v, "is not known", "write [arp], [icmp], [arp, icmp] or none")
 			return

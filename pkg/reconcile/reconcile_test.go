@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -403,5 +404,35 @@ func TestFight(t *testing.T) {
 	b.pass()
 	if n := strings.Count(b.log.String(), "another program keeps changing"); n != 1 {
 		t.Errorf("the line is there %d times:\n%s", n, b.log.String())
+	}
+}
+
+// What the hook has warned of at the start is in status and, once, in the log:
+// libvirt shows nobody what a hook that succeeds has printed.
+func TestWarningsOfTheStart(t *testing.T) {
+	b := newBed(t)
+	const warning = "vm1: W101 line 1: address 203.0.113.1 is announced by another host: route via 192.0.2.3 dev up0 proto bird (12)"
+	b.run(1, annotated(`ipv4="203.0.113.1"`))
+	b.pass()
+	b.plug(1)
+	d, err := b.spool.Declaration(id(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Warnings = []string{warning}
+	if err := b.spool.WriteDeclaration(d); err != nil {
+		t.Fatal(err)
+	}
+	b.pass()
+	b.pass()
+	vms := b.loop.Status().VMs
+	if len(vms) != 1 || vms[0].State != "online" || !slices.Contains(vms[0].Problems, warning) {
+		t.Errorf("status %+v", vms)
+	}
+	if n := strings.Count(b.log.String(), warning); n != 1 {
+		t.Errorf("the warning is in the log %d times:\n%s", n, b.log.String())
+	}
+	if d, err := b.spool.Declaration(id(1)); err != nil || !slices.Contains(d.Warnings, warning) {
+		t.Errorf("the agent's declaration has lost it: %+v, %v", d, err)
 	}
 }

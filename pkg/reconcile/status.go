@@ -78,6 +78,9 @@ func (l *Loop) noteProblems(p *pass) {
 		for _, pr := range v.problems {
 			add(pr.String())
 		}
+		for _, line := range v.decl.Warnings { // libvirt keeps what its hooks print to itself
+			add(line)
+		}
 	}
 	for _, w := range p.warnings {
 		add(w.String())
