@@ -11,7 +11,7 @@ build=(gcc libc6-dev libvirt-dev pkg-config make git ca-certificates)
 clients=(isc-dhcp-client udhcpc ndisc6 socat jq strace systemd-container bird2 klibc-utils initramfs-tools-core
 	network-manager dbus-daemon dracut-core dracut-network iputils-arping)
 servers=(isc-dhcp-server kea-dhcp4-server kea-dhcp6-server kea-admin)
-firmware=(ovmf ipxe)
+firmware=(ovmf ipxe dnsmasq-base)
 peers=(isc-dhcp-server dnsmasq-base)
 
 declare -A wanted=()
@@ -20,7 +20,7 @@ for set in "${@:-all}"; do
 	demo) names=("${lab[@]}" "${build[@]}") ;;
 	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}") ;;
 	clients) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}") ;;
-	bench) names=("${lab[@]}" "${build[@]}" "${peers[@]}") ;;
+	bench) names=("${lab[@]}" "${build[@]}" "${firmware[@]}" "${peers[@]}") ;;
 	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${peers[@]}") ;;
 	*)
 		echo "setup: no set \"$set\"; there are demo, test, clients and bench" >&2

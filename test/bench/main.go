@@ -1,6 +1,6 @@
-// Command bench measures the responder and the hook beside their peers and
-// prints the tables; it works in namespaces of its own and writes the figures
-// as JSON too. Timing belongs here and in no test.
+// Command bench measures the responder and the hook beside their peers, and
+// network boot, and prints the tables; it works in namespaces of its own and
+// writes the figures as JSON too. Timing belongs here and in no test.
 package main
 
 import (
@@ -34,7 +34,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fs.StringVar(&o.out, "out", "build/bench", "folder for the figures")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds, interleaved; medians are printed")
 	fs.IntVar(&o.vms, "vms", 50, "responders up at once for the memory figures")
-	fs.StringVar(&o.only, "only", "", "responder or hook; both by default")
+	fs.StringVar(&o.only, "only", "", "responder, hook or netboot; all by default")
 	inside := fs.Bool("inside", false, "already in the namespaces")
 	if err := fs.Parse(args); err != nil {
 		return 2
@@ -62,6 +62,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		if o.only == "" || o.only == "hook" {
 			err = errors.Join(err, hookTable(ctx, o, stdout))
+		}
+		if o.only == "" || o.only == "netboot" {
+			err = errors.Join(err, netbootTable(ctx, o, stdout))
 		}
 	}
 	if err != nil {
