@@ -56,7 +56,7 @@ func dracutImage(t *testing.T) (kernel, image string) {
 	}
 	image = filepath.Join(dir, "initramfs")
 	cmd := exec.Command("dracut", "--force", "--quiet", "--no-hostonly", "--no-compress", "--tmpdir", dir,
-		"--modules", "base bash network-legacy network kernel-network-modules udev-rules", "--add-drivers", "virtio_net virtio_pci",
+		"--modules", "base bash network-legacy network udev-rules", "--add-drivers", "virtio_net virtio_pci",
 		"--include", filepath.Join(dir, "hooks"), "/lib/dracut/hooks",
 		"--kver", strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-"), image)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -86,7 +86,7 @@ func (l *lab) boot(kernel, image, commandLine string) *process {
 func TestDracut(t *testing.T) {
 	t.Parallel()
 	kernel, image := dracutImage(t)
-	l := newLab(t, func(n *responder.NIC) { n.V4.T1, n.V4.T2, n.V4.Lease = 10, 20, 120 })
+	l := newLab(t, func(n *responder.NIC) { n.V4.T1, n.V4.T2, n.V4.Lease = 5, 12, 120 })
 	r := table.row(t, "dracut network-legacy")
 	p := l.boot(kernel, image, "ip=dhcp rd.neednet=1 net.ifnames=0 root=none quiet")
 	until(t, func() error { return contains(p.output.String(), "that is all") })
