@@ -326,7 +326,7 @@ func TestHostRestarts(t *testing.T) {
 	must(t, err)
 	eventually(ctx, t, "a stopped VM has no routes", func() error { return n.withdrawn(l.Addr) })
 	must(t, n.host.KillAgent())
-	must(t, each(ctx, n.host.HV, "rm -rf /run/slash32", "nft delete table inet slash32"))
+	must(t, each(ctx, n.host.HV, "rm -rf /run/slash32"))
 	must(t, n.host.StartAgent(ctx))
 	_, err = n.host.Virsh(ctx, "start", "boot", "--paused")
 	must(t, err)
