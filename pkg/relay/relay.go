@@ -1,9 +1,9 @@
 // Package relay carries DHCP messages between the VMs' responders, which have no
 // socket towards the network, and the DHCP servers. It owns the UDP sockets (ports
 // 67 and 547) and one datagram socket in each VM's directory. It does not
-// understand what a guest wrote: it fills in giaddr, sends a VM's messages to that
-// VM's servers and to nobody else, and hands an answer to the VM that the relay
-// agent information in it names. What an answer grants is the responder's to say.
+// understand what a guest wrote: it fills in giaddr, sends a VM's messages, if they
+// are marked as that VM's, to its servers and to nobody else, and hands an answer to
+// the VM that the relay agent information in it names. What an answer grants is the responder's to say.
 package relay
 
 import (
@@ -208,15 +208,18 @@ func sourceTo(given, server netip.Addr) (netip.Addr, error) {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
-func (r *Relay) say(err error) {
+func (r *Relay) say(err error) { r.sayOf(err.Error(), err) }
+
+// sayOf logs not more than one line a minute of one subject.
+func (r *Relay) sayOf(subject string, err error) {
 	now := time.Now()
-	if now.Sub(r.said[err.Error()]) < sayAgain {
+	if now.Sub(r.said[subject]) < sayAgain {
 		return
 	}
 	if len(r.said) > 256 {
 		clear(r.said)
 	}
-	r.said[err.Error()] = now
+	r.said[subject] = now
 	r.Log.Warn(err)
 }
 
@@ -259,9 +262,14 @@ func (r *Relay) forward(v *vm, index, family, server uint8, message []byte) {
 		}
 		servers = servers[server : server+1]
 	}
-	port := uint16(67)
+	circuit, port := responder.CircuitID(v.UUID, n.MAC), uint16(67)
 	if family == 6 {
 		port = 547
+		if !own6(message, circuit) {
+			return
+		}
+	} else if !own4(message, circuit, n.MAC) {
+		return
 	}
 	for _, to := range servers {
 		given := n.Source4
@@ -335,8 +343,11 @@ func (r *Relay) deliver(addr, from netip.Addr, message []byte) {
 				return
 			}
 		}
+		r.sayOf("answers for "+circuitText(id, guest), fmt.Errorf("an answer for VM %s came from %s, which is none of the servers that it is relayed to, and is dropped. Fix: if it is another address of one of them, add it to the servers", id, from))
 	}
 }
+
+func circuitText(id uuid.UUID, guest mac.Addr) string { return id.String() + " " + guest.String() }
 
 // budget is a token bucket.
 type budget struct {

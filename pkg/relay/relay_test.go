@@ -125,8 +125,25 @@ func next(t *testing.T, c net.Conn) []byte {
 	return buf[:n]
 }
 
-func request() []byte {
-	return append(wire.AppendDHCP4(nil, wire.DHCP4{Op: 1, Hops: 1, CHAddr: guest}), wire.Opt4End)
+// request is one of VM 0's.
+func request() []byte { return requestOf(guest, responder.CircuitID(uuid.UUID{15: 1}, guest)) }
+
+// requestOf has an option 82 for each circuit identifier.
+func requestOf(from mac.Addr, circuits ...[]byte) []byte {
+	b := wire.AppendDHCP4(nil, wire.DHCP4{Op: 1, Hops: 1, CHAddr: from})
+	for _, c := range circuits {
+		b = wire.AppendOption4(b, wire.Opt4RelayAgent, append([]byte{1, uint8(len(c))}, c...))
+	}
+	return append(b, wire.Opt4End)
+}
+
+// forward is a RELAY-FORW with an Interface-Id for each circuit identifier.
+func forward(circuits ...[]byte) []byte {
+	b := append([]byte{wire.DHCP6RelayForward, 0}, make([]byte, 32)...)
+	for _, c := range circuits {
+		b = wire.AppendOption6(b, wire.Opt6InterfaceID, c)
+	}
+	return wire.AppendOption6(b, wire.Opt6RelayMessage, []byte("x"))
 }
 
 func answer(vm uuid.UUID, to mac.Addr, mark string) []byte {
@@ -192,8 +209,15 @@ func TestCarry(t *testing.T) {
 	}
 
 	// DHCPv6.
-	b.send(1, append(header(responder.RelayVersion, 1, 6, responder.RelayAll), wire.DHCP6RelayForward))
-	if got := next(t, b.servers[server6]); !bytes.Equal(got, []byte{wire.DHCP6RelayForward}) {
+	own := responder.CircuitID(b.vms[1].UUID, other)
+	for _, bad := range [][]byte{
+		{}, forward(), forward(responder.CircuitID(b.vms[0].UUID, guest)), forward(own, own), append(forward(own), 0, 1), forward(own)[:20],
+		append([]byte{wire.DHCP6RelayReply}, forward(own)[1:]...),
+	} {
+		b.send(1, append(header(responder.RelayVersion, 1, 6, responder.RelayAll), bad...))
+	}
+	b.send(1, append(header(responder.RelayVersion, 1, 6, responder.RelayAll), forward(own)...))
+	if got := next(t, b.servers[server6]); !bytes.Equal(got, forward(own)) {
 		t.Errorf("the DHCPv6 server got %x", got)
 	}
 	six := append([]byte{wire.DHCP6RelayReply, 0}, make([]byte, 32)...)
@@ -209,6 +233,24 @@ func TestCarry(t *testing.T) {
 	b.send(1, header(responder.RelayVersion, 1, 0, 0))
 	if id := <-b.changed; id != b.vms[1].UUID {
 		t.Errorf("leases of %s have changed", id)
+	}
+}
+
+// TestForgery: a responder speaks for its own guest only.
+func TestForgery(t *testing.T) {
+	b := newBed(t)
+	own, another := responder.CircuitID(b.vms[0].UUID, guest), responder.CircuitID(b.vms[1].UUID, other)
+	answer := request()
+	answer[0] = 2
+	for name, bad := range map[string][]byte{
+		"another guest": requestOf(other, own), "another circuit": requestOf(guest, another), "two": requestOf(guest, own, own),
+		"none": requestOf(guest), "both": requestOf(guest, another, own), "an answer": answer, "cut": append(request()[:262], 82, 9),
+	} {
+		b.send(0, append(header(responder.RelayVersion, 1, 4, 0), append(bad, name...)...))
+	}
+	b.send(0, append(header(responder.RelayVersion, 1, 4, 0), append(request(), "last"...)...))
+	if got := next(t, b.servers[server4]); !bytes.HasSuffix(got, []byte("last")) {
+		t.Errorf("the server got %q before", got)
 	}
 }
 
@@ -280,9 +322,13 @@ func TestBudget(t *testing.T) {
 func FuzzCircuit(f *testing.F) {
 	f.Add(answer(uuid.UUID{1}, guest, "x"))
 	f.Add([]byte{13, 0})
+	f.Add(request())
+	f.Add(forward(responder.CircuitID(uuid.UUID{1}, guest)))
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		circuit4(b, host4)
 		circuit6(b)
+		own4(b, responder.CircuitID(uuid.UUID{1}, guest), guest)
+		own6(b, responder.CircuitID(uuid.UUID{1}, guest))
 		stamp(bytes.Clone(b), host4)
 	})
 }
