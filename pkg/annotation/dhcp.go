@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -205,22 +204,8 @@ func (in *interpreter) addOption(have []Option, o Option) []Option {
 
 // relays reads the servers that a guest is relayed to and adds them to have.
 func (in *interpreter) relays(a attr, have []netip.Addr) []netip.Addr {
-	for _, v := range in.list(a, MaxRelays) {
-		ip, ok := in.addr(a, v, "write the address of a DHCP server; names are not looked up")
-		switch {
-		case !ok:
-		case !reachable(ip) || ip.IsLinkLocalUnicast():
-			in.bad(a, v, "is not an address that this host can reach a server at", "write the server's own address")
-		case slices.Contains(have, ip):
-			in.add(problem.EDuplicate, a.line, fmt.Sprintf("%s %s is given twice", a.name, ip), "remove one")
-		case len(have) == MaxRelays:
-			in.tooMany(a.line, "servers to relay to", MaxRelays)
-			return have
-		default:
-			have = append(have, ip)
-		}
-	}
-	return have
+	unfit := func(ip netip.Addr) bool { return !reachable(ip) || ip.IsLinkLocalUnicast() }
+	return in.addresses(a, have, MaxRelays, unfit, "is not an address that this host can reach a server at", "servers to relay to")
 }
 
 func (in *interpreter) portal(a attr) string {

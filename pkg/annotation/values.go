@@ -94,18 +94,22 @@ func withoutZeros(v string) (string, bool) {
 
 // servers reads a list of DNS or NTP servers and adds it to have.
 func (in *interpreter) servers(a attr, have []netip.Addr) []netip.Addr {
-	for _, v := range in.list(a, MaxServers) {
+	unfit := func(ip netip.Addr) bool { return !reachable(ip) }
+	return in.addresses(a, have, MaxServers, unfit, "is not an address that a guest can reach", "servers of one kind")
+}
+
+// addresses reads a list of servers' addresses and adds it to have, limit in all.
+func (in *interpreter) addresses(a attr, have []netip.Addr, limit int, unfit func(netip.Addr) bool, is, kind string) []netip.Addr {
+	for _, v := range in.list(a, limit) {
 		ip, ok := in.addr(a, v, "write its address; names are not looked up")
-		if !ok {
-			continue
-		}
 		switch {
-		case !reachable(ip):
-			in.bad(a, v, "is not an address that a guest can reach", "write the server's own address")
+		case !ok:
+		case unfit(ip):
+			in.bad(a, v, is, "write the server's own address")
 		case slices.Contains(have, ip):
 			in.add(problem.EDuplicate, a.line, fmt.Sprintf("%s %s is given twice", a.name, ip), "remove one")
-		case len(have) == MaxServers:
-			in.tooMany(a.line, "servers of one kind", MaxServers)
+		case len(have) == limit:
+			in.tooMany(a.line, kind, limit)
 			return have
 		default:
 			have = append(have, ip)

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -90,26 +89,8 @@ func (p *parser) relay(e yamltree.Entry, to *Relay) {
 }
 
 func (p *parser) relayServers(e yamltree.Entry, to *[]netip.Addr) {
-	vs, ok := p.list(e, MaxRelays)
-	if !ok {
-		return
-	}
-	var out []netip.Addr
-	for _, v := range vs {
-		ip, ok := p.address(e, v)
-		switch {
-		case !ok:
-			return
-		case reserved(ip) || ip.IsLinkLocalUnicast():
-			p.bad(e, v, "is not an address that this host can reach a server at", "write the server's own address")
-			return
-		case slices.Contains(out, ip):
-			p.bad(e, v, "is given twice", "remove one")
-			return
-		}
-		out = append(out, ip)
-	}
-	*to = out
+	unfit := func(ip netip.Addr) bool { return reserved(ip) || ip.IsLinkLocalUnicast() }
+	p.addresses(e, to, MaxRelays, unfit, "is not an address that this host can reach a server at")
 }
 
 func (p *parser) relayAddress(e yamltree.Entry, to *netip.Addr, family func(netip.Addr) bool, name string) {

@@ -392,7 +392,12 @@ func (p *parser) gateway6(e yamltree.Entry, to *netip.Addr) {
 }
 
 func (p *parser) servers(e yamltree.Entry, to *[]netip.Addr) {
-	vs, ok := p.list(e, MaxServers)
+	p.addresses(e, to, MaxServers, reserved, "is not an address that a guest can reach")
+}
+
+// addresses reads a list of servers' addresses, all of it or nothing.
+func (p *parser) addresses(e yamltree.Entry, to *[]netip.Addr, limit int, unfit func(netip.Addr) bool, is string) {
+	vs, ok := p.list(e, limit)
 	if !ok {
 		return
 	}
@@ -402,8 +407,8 @@ func (p *parser) servers(e yamltree.Entry, to *[]netip.Addr) {
 		switch {
 		case !ok:
 			return
-		case reserved(ip):
-			p.bad(e, v, "is not an address that a guest can reach", "write the server's own address")
+		case unfit(ip):
+			p.bad(e, v, is, "write the server's own address")
 			return
 		case slices.Contains(out, ip):
 			p.bad(e, v, "is given twice", "remove one")
