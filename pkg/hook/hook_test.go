@@ -650,3 +650,34 @@ func TestTakenElsewhere(t *testing.T) {
 		}
 	})
 }
+
+// TestRelayed: a relayed VM needs no address, and gets a lease file. What the agent
+// says that it was leased is nobody else's to have.
+func TestRelayed(t *testing.T) {
+	b := newBed(t)
+	b.write("slash32.yaml", "networks: {ext: {relay: [192.0.2.11]}}\n")
+	relayed := dom{n: 1, annotation: `network="ext"`}
+	b.must("prepare", relayed)
+	b.must("started", relayed)
+	if info, err := os.Stat(b.spool.LeaseFile(id(1))); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the lease file: %v, %v", info, err)
+	}
+	d, err := b.spool.Declaration(id(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Addrs = append(d.Addrs, netip.MustParseAddr("203.0.113.42"))
+	if err := b.spool.WriteDeclaration(d); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.call("prepare", dom{n: 2, annotation: `ipv4="203.0.113.42"`}); err == nil || !strings.Contains(err.Error(), "E101") || !strings.Contains(err.Error(), "vm1") {
+		t.Errorf("the leased address of another VM: %v", err)
+	}
+
+	// A state directory that cannot be written is no reason not to start.
+	b.hook.Dirs.State = "/dev/null/x"
+	b.must("prepare", dom{n: 3, annotation: `network="ext"`})
+	if !b.resp[b.spool.VMDir(id(3))] {
+		t.Error("no responder was started")
+	}
+}

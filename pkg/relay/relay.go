@@ -71,16 +71,18 @@ type Relay struct {
 // vm is one VM that is served.
 type vm struct {
 	VM
-	conn   *net.UnixConn
-	raw    syscall.RawConn // of conn
-	budget budget
+	conn *net.UnixConn
+	raw  syscall.RawConn // of conn
+
+	messages budget // to servers, which others share
+	news     budget // of leases, each of which costs a pass
 }
 
-// Messages of one VM that are passed on, a second and at once. The responder has
-// limits of its own below them.
+// What is taken of one VM: messages and news a second, and how many at once. A
+// guest has its own limits in the responder.
 const (
-	rate  = 500
-	burst = 1000
+	messageRate, messageBurst = 50, 200
+	newsRate, newsBurst       = 5, 20
 )
 
 // sayAgain is the shortest time between two equal lines in the log.
@@ -247,11 +249,14 @@ func (r *Relay) fromVM(v *vm) {
 func (r *Relay) forward(v *vm, index, family, server uint8, message []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !v.budget.take(time.Now()) || int(index) >= len(v.NICs) {
+	now := time.Now()
+	switch {
+	case family == 0:
+		if v.news.take(now, newsRate, newsBurst) {
+			r.Changed(v.UUID)
+		}
 		return
-	}
-	if family == 0 {
-		r.Changed(v.UUID)
+	case int(index) >= len(v.NICs) || !v.messages.take(now, messageRate, messageBurst):
 		return
 	}
 	n := v.NICs[index]
@@ -354,12 +359,12 @@ type budget struct {
 	full time.Time
 }
 
-func (b *budget) take(now time.Time) bool {
-	const interval = time.Second / rate
+func (b *budget) take(now time.Time, rate, burst int) bool {
+	interval := time.Second / time.Duration(rate)
 	if b.full.Before(now) {
 		b.full = now
 	}
-	if b.full.Add(interval).Sub(now) > burst*interval {
+	if b.full.Add(interval).Sub(now) > time.Duration(burst)*interval {
 		return false
 	}
 	b.full = b.full.Add(interval)

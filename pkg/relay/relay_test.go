@@ -308,14 +308,17 @@ func TestBudget(t *testing.T) {
 	var b budget
 	now := time.Unix(1_800_000_000, 0)
 	n := 0
-	for b.take(now) {
+	for b.take(now, 5, 20) {
 		n++
 	}
-	if n != burst {
+	if n != 20 {
 		t.Errorf("%d at once", n)
 	}
-	if now = now.Add(time.Second); !b.take(now) {
-		t.Error("nothing after a second")
+	n = 0
+	for now = now.Add(time.Second); b.take(now, 5, 20); n++ {
+	}
+	if n != 5 {
+		t.Errorf("%d after a second", n)
 	}
 }
 

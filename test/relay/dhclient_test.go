@@ -276,6 +276,33 @@ func TestForeignIdentifier(t *testing.T) {
 	})
 }
 
+// TestGreedy: a guest that calls itself something else each time gets no more
+// addresses than the server has for a circuit, and only the newest is routed.
+func TestGreedy(t *testing.T) {
+	ctx := scenario(t)
+	n := plug(ctx, t, 0, "greedy", lab.Annotation(`network="override"`))
+	var last string
+	for i, name := range []string{"a", "b", "c"} {
+		must(t, n.host.HV.WriteFile("/etc/dhclient-greedy.conf", dhclientConfig+"send dhcp-client-identifier \"guest-"+name+"\";\n", 0o644))
+		must(t, n.host.HV.WriteFile(n.file("4", "leases"), "", 0o644))
+		n.ask("4")
+		if name == "c" {
+			break
+		}
+		addr := strings.Fields(n.told("4", "BOUND", i))[1]
+		eventually(ctx, t, addr+" is routed", func() error { return n.programmed(addr) })
+		if last != "" {
+			eventually(ctx, t, last+" is not", func() error { return n.withdrawn(last) })
+		}
+		last = addr
+		n.crash()
+	}
+	must(t, servers["s4"].says(ctx, "no available billing", 1))
+	if err := n.programmed(last); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDhclient6: addresses are routed until they are released; delegated prefixes
 // are passed on and kept.
 func TestDhclient6(t *testing.T) {

@@ -218,10 +218,12 @@ failover peer "fo" { %s; address %s; port 647; peer address %s; peer port 647;
 `
 
 // iscSingle is not authoritative: what another server leases is no business of its.
+// It leases each NIC two addresses at most.
 const iscSingle = `
 default-lease-time 60; max-lease-time 60; min-lease-time 4;
 not authoritative; ping-check false;
 option agent.server-id-override code 11 = ip-address;
+class "vm" { spawn with option agent.circuit-id; lease limit 2; }
 if exists agent.server-id-override { option dhcp-server-identifier = option agent.server-id-override; }
 subnet 10.9.0.0 netmask 255.255.255.0 { }
 subnet 10.22.0.0 netmask 255.255.255.0 { option routers 10.22.0.254; range 10.22.0.200 10.22.0.249; }
