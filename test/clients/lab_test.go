@@ -88,8 +88,14 @@ func need(t *testing.T, program, pkg string) {
 // until waits for what to return nil.
 func until(t *testing.T, what func() error) {
 	t.Helper()
+	within(t, patience, what)
+}
+
+// within is until for what may take longer.
+func within(t *testing.T, patience time.Duration, what func() error) {
+	t.Helper()
 	deadline := time.After(patience)
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(200 * time.Millisecond) // most of what is asked takes a process or three
 	defer tick.Stop()
 	for {
 		err := what()
