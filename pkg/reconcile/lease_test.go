@@ -276,3 +276,22 @@ func TestLeaseConflict(t *testing.T) {
 	b.pass()
 	routes("10.20.0.8 dev s32-vm4")
 }
+
+// A state directory that cannot be written is a warning, once, and the VM runs.
+func TestLeaseFileRefused(t *testing.T) {
+	b := newBed(t)
+	b.spool.State = "/proc/none"
+	b.run(1, relayedVM)
+	b.pass()
+	b.pass()
+	vm := b.loop.Status().VMs[0]
+	if vm.State != "online" || len(vm.Problems) != 1 || !strings.Contains(vm.Problems[0], "W209") || !strings.Contains(vm.Problems[0], "not routed") {
+		t.Errorf("%s: %v", vm.State, vm.Problems)
+	}
+	if n, _ := b.resp.running(); n != 1 {
+		t.Errorf("%d responders run", n)
+	}
+	if n := strings.Count(b.log.String(), "not routed"); n != 1 {
+		t.Errorf("it is logged %d times", n)
+	}
+}

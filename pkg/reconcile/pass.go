@@ -433,7 +433,10 @@ func (p *pass) write(ctx context.Context) error {
 			}
 		}
 		if err := p.Spool.EnsureLease(id, p.desired.Bindings[id]); err != nil {
-			p.Log.Warn(err)
+			v.problems = append(v.problems, problem.Problem{
+				Code: problem.WLease, VM: v.intent.Name, What: err.Error(),
+				Fix: "see to the disk of " + p.Spool.State + "; until then, what other DHCP servers lease to the VM is not routed",
+			})
 		}
 		changed, err := p.Spool.WriteBinding(id, p.desired.Bindings[id])
 		if err != nil {

@@ -133,7 +133,7 @@ func (r *Relay) Run(ctx context.Context) error {
 func (r *Relay) apply(vms []VM) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	want, sources := map[uuid.UUID]bool{}, map[netip.Addr]bool{}
+	want, sources, all := map[uuid.UUID]bool{}, map[netip.Addr]bool{}, true
 	for _, v := range vms {
 		want[v.UUID] = true
 		have := r.vms[v.UUID]
@@ -152,10 +152,10 @@ func (r *Relay) apply(vms []VM) {
 		have.VM = v
 		for _, n := range v.NICs {
 			for _, s := range n.Servers4 {
-				r.want(sources, n.Source4, s, 67)
+				all = r.want(sources, n.Source4, s, 67) && all
 			}
 			for _, s := range n.Servers6 {
-				r.want(sources, netip.Addr{}, s, 547)
+				all = r.want(sources, netip.Addr{}, s, 547) && all
 			}
 		}
 	}
@@ -165,7 +165,8 @@ func (r *Relay) apply(vms []VM) {
 		}
 	}
 	for s, u := range r.sources {
-		if !sources[s] {
+		// A server to which there is no route at the moment may need one of these.
+		if all && !sources[s] {
 			_ = u.Close()
 			delete(r.sources, s)
 		}
@@ -177,24 +178,26 @@ func (r *Relay) drop(id uuid.UUID) {
 	delete(r.vms, id)
 }
 
-// want notes the source towards a server and opens it.
-func (r *Relay) want(wanted map[netip.Addr]bool, given, server netip.Addr, port uint16) {
+// want notes the source towards a server and opens it. It is false when there is
+// no route to the server.
+func (r *Relay) want(wanted map[netip.Addr]bool, given, server netip.Addr, port uint16) bool {
 	addr, err := r.source(given, server)
 	if err != nil {
 		r.say(fmt.Errorf("relay to %s: %w", server, err))
-		return
+		return false
 	}
 	wanted[addr] = true
 	if r.sources[addr] != nil {
-		return
+		return true
 	}
 	u, err := listenUDP(netip.AddrPortFrom(addr, port))
 	if err != nil {
 		r.say(fmt.Errorf("relay to %s: %w. Fix: stop what else listens on UDP port %d of %s, or set relay.source4 to another address of this host", server, err, port, addr))
-		return
+		return true
 	}
 	r.sources[addr] = u
 	r.wg.Go(func() { r.fromServers(u, addr) })
+	return true
 }
 
 // sourceTo is our address towards a server.

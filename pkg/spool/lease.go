@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/responder"
@@ -38,8 +39,10 @@ func Keeps(b responder.Binding) bool {
 }
 
 // EnsureLease makes the lease file of a VM that has something to keep, since its
-// responder has no right to. One that is there stays as it is. An error is no
-// reason not to serve the VM: the responder then keeps all in memory.
+// responder has no right to. It takes all of its space at once, so that a disk that
+// is full later does not keep a lease from being written. What is written in one
+// that is there stays. An error is no reason not to serve the VM: the responder then
+// keeps all in memory.
 func (s *Spool) EnsureLease(id uuid.UUID, b responder.Binding) error {
 	if !Keeps(b) {
 		return nil
@@ -51,7 +54,14 @@ func (s *Spool) EnsureLease(id uuid.UUID, b responder.Binding) error {
 	if err != nil {
 		return fmt.Errorf("make the lease file of %s: %w", b.Name, err)
 	}
-	return f.Close()
+	err = unix.Fallocate(int(f.Fd()), 0, 0, lease.FileSize)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = nil // the filesystem cannot promise that
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("make the lease file of %s: %w", b.Name, err)
+	}
+	return nil
 }
 
 // Lease reads the lease file of a VM. Without a file, and for one that has

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -43,8 +44,8 @@ func TestEnsureLease(t *testing.T) {
 		if (err == nil) != c.want {
 			t.Errorf("%s: the file is there: %v", name, err == nil)
 		}
-		if err == nil && info.Mode() != 0o600 {
-			t.Errorf("%s: mode %v", name, info.Mode())
+		if err == nil && (info.Mode() != 0o600 || info.Size() != lease.FileSize || info.Sys().(*syscall.Stat_t).Blocks*512 < lease.FileSize) {
+			t.Errorf("%s: mode %v, %d bytes, %d blocks", name, info.Mode(), info.Size(), info.Sys().(*syscall.Stat_t).Blocks)
 		}
 		if err := s.RemoveLease(id); err != nil {
 			t.Error(err)
