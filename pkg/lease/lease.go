@@ -74,8 +74,6 @@ type Prefix struct {
 // ErrEmpty says that a file has no state yet.
 var ErrEmpty = errors.New("nothing was written yet")
 
-var table = crc32.MakeTable(crc32.Castagnoli)
-
 // Decode reads a file: the newer of its slots that is whole. The error is
 // ErrEmpty for a file that was never written, and another when it was and no slot
 // is whole.
@@ -129,7 +127,7 @@ func decodeSlot(b []byte) (State, error) {
 	if err != nil {
 		return State{}, errors.New("a slot's checksum is not a number")
 	}
-	if crc32.Checksum(b[9:], table) != uint32(want) {
+	if crc32.ChecksumIEEE(b[9:]) != uint32(want) {
 		return State{}, errors.New("a slot's checksum is wrong")
 	}
 	var s State
@@ -154,7 +152,7 @@ func AppendSlot(b []byte, s State) ([]byte, error) {
 	}
 	b = append(b, "]}"...)
 	const digits = "0123456789abcdef"
-	sum := crc32.Checksum(b[start+9:], table)
+	sum := crc32.ChecksumIEEE(b[start+9:])
 	for i := range 8 {
 		b[start+i] = digits[sum>>(28-4*i)&0xf]
 	}
