@@ -53,8 +53,8 @@ type V4 struct {
 	Classic uint8          `json:"classic,omitempty"` // length of the prefix of a classic lease; 0: 24
 	Hold    bool           `json:"hold,omitempty"`    // after a DECLINE, offer nothing for a while
 	V6Only  uint32         `json:"v6only,omitempty"`  // V6ONLY_WAIT (RFC 8925); 0: not sent
-	Boots   []Boot         `json:"boots,omitempty"`
-	Options []Option       `json:"options,omitempty"`
+	Boots   Boots          `json:"boots,omitempty"`
+	Options Options        `json:"options,omitempty"`
 }
 
 // Relay says to which servers the guest is relayed. A family without servers is

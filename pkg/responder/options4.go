@@ -98,7 +98,7 @@ func compileTable(n NIC, link netip.Prefix, router netip.Addr, onLink bool) (*ta
 		return nil, err
 	}
 	t1, t2 := times4(v)
-	t := &table4{}
+	t := &table4{options: make([]option4, 0, 20+len(v.Options))}
 	u32 := func(x uint32) []byte { return binary.BigEndian.AppendUint32(nil, x) }
 	mask := ^uint32(0) << (32 - link.Bits())
 	routes, short := routes4(router, v.Routes, onLink), routes4(router, nil, onLink)

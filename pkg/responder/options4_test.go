@@ -1,6 +1,7 @@
 package responder_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -346,5 +347,29 @@ func TestVendorIsHarmless(t *testing.T) {
 	tell(t, mustCompile(t, fullNIC()), &g, client4{kind: wire.DHCP4Discover, options: opt4(wire.Opt4VendorClass, vendor)})
 	if got, want := g.Vendor(), "a.[31m....z"; !strings.HasPrefix(got, want) || len(got) > 42 {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestBindingJSON: what is encoded by methods of its own comes back as it was, and
+// is read as strictly as the rest.
+func TestBindingJSON(t *testing.T) {
+	n := relayNIC()
+	n.V4.Boots = responder.Boots{{For: "ipxe", File: "x", Server: strange4, Once: true}}
+	n.V4.Options = responder.Options{{Code: 43, Data: []byte("v"), Force: true}}
+	text, err := json.Marshal(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got responder.NIC
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(n, got, cmp.Comparer(func(x, y netip.Addr) bool { return x == y }), cmp.Comparer(func(x, y netip.Prefix) bool { return x == y })); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	for _, text := range []string{`{"relay":{"servers":[]}}`, `{"v4":{"boots":[{"name":"x"}]}}`, `{"v4":{"options":[{"kode":1}]}}`} {
+		if err := json.Unmarshal([]byte(text), &got); err == nil {
+			t.Errorf("%s is read", text)
+		}
 	}
 }
