@@ -169,7 +169,7 @@ func appendNIC(b []byte, n NIC) []byte {
 	b = append(b, `{"mac":"`...)
 	b = append(b, n.MAC.String()...)
 	b = append(b, '"')
-	if n.Profile != "" {
+	if plain(n.Profile) {
 		b = append(append(append(b, `,"profile":"`...), n.Profile...), '"')
 	}
 	if n.Booting != 0 {
@@ -219,11 +219,21 @@ func appendNIC(b []byte, n NIC) []byte {
 	return append(b, '}')
 }
 
+// plain tells whether s is a word that JSON needs no escapes for.
+func plain(s string) bool {
+	for _, c := range []byte(s) {
+		if c < 'a' || c > 'z' {
+			return false
+		}
+	}
+	return s != ""
+}
+
 // appendAddr appends nothing for an address that is not valid, as netip marshals
-// it.
+// it. A zone, which is another host's affair, is left out.
 func appendAddr(b []byte, a netip.Addr) []byte {
 	if !a.IsValid() {
 		return b
 	}
-	return a.AppendTo(b)
+	return a.WithZone("").AppendTo(b)
 }

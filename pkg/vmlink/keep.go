@@ -51,7 +51,7 @@ func openKeeper(path string, nics []responder.NIC, log logrus.FieldLogger) *keep
 		kept := lease.NIC{MAC: n.GuestMAC}
 		for _, o := range old.NICs {
 			if o.MAC == n.GuestMAC {
-				kept = o
+				setKept(&kept, keptOf(o)) // no more than we would write ourselves
 			}
 		}
 		k.state.NICs = append(k.state.NICs, kept)
@@ -76,8 +76,9 @@ func (k *keeper) read() (lease.State, error) {
 }
 
 // kept is what the file had of a NIC.
-func (k *keeper) kept(i int) responder.Kept {
-	n := k.state.NICs[i]
+func (k *keeper) kept(i int) responder.Kept { return keptOf(k.state.NICs[i]) }
+
+func keptOf(n lease.NIC) responder.Kept {
 	out := responder.Kept{Profile: responder.ParseProfile(n.Profile), Booting: n.Booting, Booted: n.Booted, V4: n.V4}
 	copy(out.V6[:], n.V6)
 	copy(out.Prefixes[:], n.Prefixes)
@@ -86,8 +87,15 @@ func (k *keeper) kept(i int) responder.Kept {
 
 // keep writes the state of a NIC. It is called by one goroutine at a time.
 func (k *keeper) keep(i int, s responder.Kept) {
-	n := &k.state.NICs[i]
 	leased := !sameLeases(k.kept(i), s)
+	setKept(&k.state.NICs[i], s)
+	if err := k.write(leased); err != nil && time.Since(k.said) > sayAgain {
+		k.said = time.Now()
+		k.log.WithError(err).Warnf("%s cannot be written: what the guest is leased is forgotten when the responder ends", k.path)
+	}
+}
+
+func setKept(n *lease.NIC, s responder.Kept) {
 	n.Profile, n.Booting, n.Booted, n.V4 = s.Profile.String(), s.Booting, s.Booted, s.V4
 	n.V6, n.Prefixes = n.V6[:0], n.Prefixes[:0]
 	for _, v := range s.V6 {
@@ -99,10 +107,6 @@ func (k *keeper) keep(i int, s responder.Kept) {
 		if p.Prefix.IsValid() {
 			n.Prefixes = append(n.Prefixes, p)
 		}
-	}
-	if err := k.write(leased); err != nil && time.Since(k.said) > sayAgain {
-		k.said = time.Now()
-		k.log.WithError(err).Warnf("%s cannot be written: what the guest is leased is forgotten when the responder ends", k.path)
 	}
 }
 
