@@ -80,6 +80,7 @@ func TestInstalled(t *testing.T) {
 		{"a wiped run directory is made again", wiped},
 		{"responder comes back", revival},
 		{"VM stops", stopVM},
+		{"a VM is relayed", relayed},
 		{"responder that cannot start refuses the VM", refusal},
 	}
 	for _, s := range steps {
@@ -399,6 +400,62 @@ func (m *machine) nothingRuns(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// relayed holds that the agent and the responder can relay from within their
+// sandboxes: DHCP ports, the sockets between them, the lease file.
+func relayed(t *testing.T, m *machine) {
+	m.do(t, "sh", "-ec", `
+		ip netns add srv
+		ip link add dh0 type veth peer name eth0 netns srv
+		ip address add 10.9.0.1/24 dev dh0
+		ip link set dh0 up
+		ip -n srv address add 10.9.0.11/24 dev eth0
+		ip -n srv link set eth0 up
+		mkdir /run/srv
+		: >/run/srv/leases
+		cat >/run/srv/conf <<-END
+			authoritative; ping-check false; default-lease-time 600;
+			subnet 10.9.0.0 netmask 255.255.255.0 { range 10.9.0.100 10.9.0.100; option routers 10.9.0.1; }
+		END
+		systemd-run --quiet --unit=srv ip netns exec srv dhcpd -4 -f -cf /run/srv/conf -lf /run/srv/leases --no-pid eth0`)
+	const leased = "10.9.0.100"
+	vm := lab.Domain{Name: "rel", Metadata: "<network xmlns='urn:slash32:domain:1'><interface><relay server='10.9.0.11'/></interface></network>"}
+	xml, err := vm.XML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	define := m.command(t.Context(), "virsh", "-c", "qemu:///system", "define", "/dev/stdin")
+	define.Stdin = strings.NewReader(xml)
+	if out, err := define.CombinedOutput(); err != nil {
+		t.Fatalf("define: %v\n%s", err, out)
+	}
+	m.do(t, "virsh", "-c", "qemu:///system", "start", vm.Name)
+	reaches := func() error {
+		out, err := m.exec(t.Context(), "ping", "-c1", "-W1", leased)
+		if err != nil {
+			log, _ := m.exec(t.Context(), "sh", "-c", "slash32 show rel; journalctl --no-pager -n 20 -u srv -u 'slash32*'")
+			err = fmt.Errorf("%w: %s%s", err, out, log)
+		}
+		return err
+	}
+	m.await(t, "ping the guest at what it was leased", reaches)
+	file := "/var/lib/slash32/leases/" + lab.DefaultUUID(vm.Name) + ".json"
+	if text := m.do(t, "cat", file); !strings.Contains(text, `"v4":{"addr":"`+leased+`"`) {
+		t.Errorf("%s has %.200q", file, text)
+	}
+	m.do(t, "systemctl", "kill", "--kill-whom=main", "--signal=KILL", "slash32d", unitOf(vm))
+	m.await(t, "both have a successor that knows the lease", func() error {
+		out, err := m.exec(t.Context(), "slash32", "show", vm.Name, "-j")
+		if err != nil || !strings.Contains(out, leased) {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return reaches()
+	})
+	m.do(t, "virsh", "-c", "qemu:///system", "destroy", vm.Name)
+	m.do(t, "virsh", "-c", "qemu:///system", "undefine", vm.Name)
+	m.nothingRuns(t)
+	m.do(t, "sh", "-ec", "systemctl stop srv; ip netns del srv; rm -r /run/srv "+file)
 }
 
 // refusal holds that a responder that systemd can't start refuses the VM, with
