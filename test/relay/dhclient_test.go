@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/test/lab"
 )
 
@@ -260,6 +261,40 @@ func TestTwoMinds(t *testing.T) {
 	eventually(ctx, t, l.Addr+" is routed", func() error { return n.programmed(l.Addr) })
 	n.release("4")
 	eventually(ctx, t, "a released address is withdrawn", func() error { return n.withdrawn(l.Addr) })
+}
+
+// TestLiveChange: a running VM that was answered is relayed from now on, and the
+// other way round.
+func TestLiveChange(t *testing.T) {
+	ctx := scenario(t)
+	n := plug(ctx, t, 0, "live", lab.Annotation(`ipv4="10.50.0.7"`))
+	change := func(metadata string) {
+		t.Helper()
+		_, err := n.host.Virsh(ctx, "metadata", "live", "--uri", marks.Namespace, "--key", "slash32", "--live", "--set", metadata)
+		must(t, err)
+	}
+	n.ask("4")
+	n.told("4", "BOUND", 0)
+	eventually(ctx, t, "10.50.0.7 is routed", func() error { return n.programmed("10.50.0.7") })
+	n.crash()
+	must(t, n.host.HV.WriteFile(n.file("4", "leases"), "", 0o644))
+
+	change(`<network network="kea"/>`)
+	eventually(ctx, t, "10.50.0.7 is withdrawn", func() error { return n.withdrawn("10.50.0.7") })
+	n.ask("4")
+	n.told("4", "BOUND", 1)
+	l := n.leased(false)
+	eventually(ctx, t, l.Addr+" is routed", func() error { return n.programmed(l.Addr) })
+	n.crash()
+	must(t, n.host.HV.WriteFile(n.file("4", "leases"), "", 0o644))
+
+	change(`<network ipv4="10.50.0.8"/>`)
+	eventually(ctx, t, l.Addr+" is withdrawn", func() error { return n.withdrawn(l.Addr) })
+	n.ask("4")
+	if line := n.told("4", "BOUND", 2); line != "BOUND 10.50.0.8 169.254.0.1" {
+		t.Errorf("dhclient says %q", line)
+	}
+	eventually(ctx, t, "10.50.0.8 is routed", func() error { return n.programmed("10.50.0.8") })
 }
 
 // TestForeignIdentifier: a guest cannot ask for another machine's lease.
