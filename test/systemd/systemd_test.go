@@ -62,7 +62,8 @@ func TestInstalled(t *testing.T) {
 			defer cancel()
 			out, _ := m.exec(ctx, "sh", "-c", `
 				journalctl --no-pager -o short-monotonic -n 150 -u 'slash32*' -u libvirtd
-				slash32 show web; ip -d addr; nft list table inet slash32; cat /var/lib/lab/console/web.log`)
+				slash32 show web; slash32 show rel; ip -d addr; nft list table inet slash32
+				tail -n +1 /var/lib/slash32/leases/* /var/lib/lab/console/*.log; journalctl --no-pager -o short-monotonic -u srv`)
 			t.Logf("the machine:\n%s", out)
 		}
 	})
@@ -96,9 +97,13 @@ func TestInstalled(t *testing.T) {
 	if diff := cmp.Diff(before, m.files(t)); diff != "" {
 		t.Errorf("uninstall left or took something (- before, + after):\n%s", diff)
 	}
-	if out := m.do(t, "systemctl", "list-units", "--all", "--no-legend", "--plain", "*slash32*"); strings.Contains(out, "slash32d") || strings.Contains(out, "slash32-responder") {
-		t.Errorf("units are left:\n%s", out)
-	}
+	m.await(t, "no unit is left", func() error {
+		out, err := m.exec(t.Context(), "systemctl", "list-units", "--all", "--no-legend", "--plain", "*slash32*")
+		if strings.Contains(out, "slash32d") || strings.Contains(out, "slash32-responder") {
+			err = errors.New(out)
+		}
+		return err
+	})
 }
 
 // files are all files that an installation could have to do with.
@@ -416,10 +421,9 @@ func relayed(t *testing.T, m *machine) {
 		: >/run/srv/leases
 		cat >/run/srv/conf <<-END
 			authoritative; ping-check false; default-lease-time 600;
-			subnet 10.9.0.0 netmask 255.255.255.0 { range 10.9.0.100 10.9.0.100; option routers 10.9.0.1; }
+			subnet 10.9.0.0 netmask 255.255.255.0 { range 10.9.0.100 10.9.0.109; option routers 10.9.0.1; }
 		END
 		systemd-run --quiet --unit=srv ip netns exec srv dhcpd -4 -f -cf /run/srv/conf -lf /run/srv/leases --no-pid eth0`)
-	const leased = "10.9.0.100"
 	vm := lab.Domain{Name: "rel", Metadata: "<network xmlns='urn:slash32:domain:1'><interface><relay server='10.9.0.11'/></interface></network>"}
 	xml, err := vm.XML()
 	if err != nil {
@@ -431,27 +435,32 @@ func relayed(t *testing.T, m *machine) {
 		t.Fatalf("define: %v\n%s", err, out)
 	}
 	m.do(t, "virsh", "-c", "qemu:///system", "start", vm.Name)
-	reaches := func() error {
-		out, err := m.exec(t.Context(), "ping", "-c1", "-W1", leased)
-		if err != nil {
-			log, _ := m.exec(t.Context(), "sh", "-c", "slash32 show rel; journalctl --no-pager -n 20 -u srv -u 'slash32*'")
-			err = fmt.Errorf("%w: %s%s", err, out, log)
+	file := "/var/lib/slash32/leases/" + lab.DefaultUUID(vm.Name) + ".json"
+	var leased string
+	m.await(t, "the lease is in the file", func() error {
+		out, err := m.exec(t.Context(), "cat", file)
+		_, after, found := strings.Cut(out, `"v4":{"addr":"`)
+		leased, _, _ = strings.Cut(after, `"`)
+		if err == nil && !found {
+			err = fmt.Errorf("it has %.200q", out)
 		}
 		return err
-	}
-	m.await(t, "ping the guest at what it was leased", reaches)
-	file := "/var/lib/slash32/leases/" + lab.DefaultUUID(vm.Name) + ".json"
-	if text := m.do(t, "cat", file); !strings.Contains(text, `"v4":{"addr":"`+leased+`"`) {
-		t.Errorf("%s has %.200q", file, text)
-	}
-	m.do(t, "systemctl", "kill", "--kill-whom=main", "--signal=KILL", "slash32d", unitOf(vm))
-	m.await(t, "both have a successor that knows the lease", func() error {
+	})
+	// reaches holds that the agent knows the lease, and that the guest has it.
+	reaches := func() error {
 		out, err := m.exec(t.Context(), "slash32", "show", vm.Name, "-j")
-		if err != nil || !strings.Contains(out, leased) {
+		if err == nil && !strings.Contains(out, "route "+leased+" dev ") {
+			err = errors.New("there is no route")
+		}
+		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
-		return reaches()
-	})
+		_, err = m.exec(t.Context(), "ping", "-c1", "-W1", leased)
+		return err
+	}
+	m.await(t, "the guest at what it was leased", reaches)
+	m.do(t, "systemctl", "kill", "--kill-whom=main", "--signal=KILL", "slash32d", unitOf(vm))
+	m.await(t, "both have a successor that knows the lease", reaches)
 	m.do(t, "virsh", "-c", "qemu:///system", "destroy", vm.Name)
 	m.do(t, "virsh", "-c", "qemu:///system", "undefine", vm.Name)
 	m.nothingRuns(t)
