@@ -15,7 +15,7 @@ import (
 	"github.com/slash32/slash32/pkg/config"
 )
 
-var byValue = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()}
+var byValue = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmpopts.EquateEmpty()}
 
 // TestReference holds that the shipped file is valid, has every key, and says
 // nothing but the defaults.

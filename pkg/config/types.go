@@ -14,6 +14,7 @@ type Config struct {
 	Forwarding string             // "manage": turn IP forwarding on when the first VM needs it; "check": only warn
 	Launch     string             // "auto", "systemd" or "process": how responders are started
 	LibvirtURI string             // default qemu:///system
+	Hooks      Hooks
 }
 
 // Network is a named profile that annotations refer to.
@@ -44,6 +45,26 @@ type Network struct {
 	V6Only  time.Duration // option 108's V6ONLY_WAIT (RFC 8925); 0: not sent
 	Portal  string        // URI of the captive portal's API (RFC 8910); "": none
 	Relay   Relay
+
+	Pool6    Pool6
+	PREF64   netip.Prefix // of the network's NAT64 (RFC 8781); not valid: none
+	AFTR     string       // name of the DS-Lite tunnel's far end (RFC 6334); "": none
+	ProxyNDP bool         // answer Neighbour Solicitations on the uplink for guests' addresses
+}
+
+// Hooks are programs of the user's that the agent runs.
+type Hooks struct {
+	Prefix string // an absolute path: run when a delegated prefix comes or goes; "": none
+}
+
+// Pool6 says where the network's IPv6 prefixes come from that annotations ask for
+// with auto. At most one of Prefix, Upstream and ULA is set; without one there is
+// no pool.
+type Pool6 struct {
+	Prefix   netip.Prefix
+	Upstream string // the interface on which the agent asks for a prefix (IA_PD)
+	Hint     uint8  // the length that it asks for; 0: any
+	ULA      bool   // generated once and kept (RFC 4193)
 }
 
 // Relay says where guests are relayed to instead of being answered; without

@@ -35,20 +35,49 @@ type NIC struct {
 	MTU     uint16         // 0: the uplink's, resolved by plan
 	Addrs4  []netip.Addr   // the first is offered by DHCP; the others are routed and allowed
 	Addrs6  []netip.Addr
-	Leased  []netip.Addr // of both families, by servers that it is relayed to: routed and allowed as well
-	DNS     []netip.Addr // nil: the host's resolvers, resolved by plan
-	Search  []string
-	NTP     []netip.Addr
-	Routes  []netip.Prefix
-	Lease   time.Duration
-	NAT     config.NAT
-	Client  string // "auto", "routed" or "classic"
-	Boots   []annotation.Boot
-	Options []annotation.Option
-	Portal  string
-	Relay   config.Relay       // without servers: answered by the responder
-	Lines   map[netip.Addr]int // where the annotation gives each address, for messages
-	Line    int                // the same of the NIC
+	// Auto6 asks for an address from the network's pool; once it is taken it is
+	// in Addrs6.
+	Auto6     bool
+	Prefixes  []Prefix
+	Delegated []Delegation // what the guest has been given of them, and what servers gave it that it is relayed to
+	Leased    []netip.Addr // of both families, by servers that it is relayed to: routed and allowed as well
+	DNS       []netip.Addr // nil: the host's resolvers, resolved by plan
+	Search    []string
+	NTP       []netip.Addr
+	Routes    []netip.Prefix
+	Lease     time.Duration
+	NAT       config.NAT
+	Client    string // "auto", "routed" or "classic"
+	Boots     []annotation.Boot
+	Options   []annotation.Option
+	Portal    string
+	Relay     config.Relay       // without servers: answered by the responder
+	Lines     map[netip.Addr]int // where the annotation gives each address, for messages
+	Line      int                // the same of the NIC
+}
+
+// Prefix is an IPv6 prefix of a NIC.
+type Prefix struct {
+	Net     netip.Prefix
+	Mode    string       // slaac, delegate or route
+	Length  uint8        // delegate: of what is delegated when the guest gives no hint
+	Exclude netip.Prefix // delegate: what stays on the link (RFC 6603); not valid: none
+	OnLink  bool         // slaac: advertised as on the link
+	// Auto is the length that is to be taken from the network's pool; 0: Net was
+	// given. Until it is taken Net is not valid.
+	Auto uint8
+	// Deprecated and Until are those of a pool on its way out; Until is Unix time
+	// in seconds, 0: it stays.
+	Deprecated bool
+	Until      int64
+	Line       int
+}
+
+// Delegation is a delegated prefix and the guest's link-local address behind
+// which it is.
+type Delegation struct {
+	Prefix netip.Prefix
+	Via    netip.Addr
 }
 
 // Relays4 and Relays6 tell whether a family of the NIC is relayed to other DHCP

@@ -28,7 +28,7 @@ const FileSize = 2 * SlotSize
 // many prefixes it is delegated, at most.
 const (
 	MaxAddrs6   = 4
-	MaxPrefixes = 4
+	MaxPrefixes = 8
 )
 
 // State is what is kept of one VM.
@@ -64,10 +64,12 @@ type V6 struct {
 	Expires int64      `json:"expires"` // Unix time in seconds
 }
 
-// Prefix is a prefix that another server delegated through us.
+// Prefix is a prefix that was delegated to the guest, by its responder or by
+// another server through it.
 type Prefix struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Via     netip.Addr   `json:"via"`     // the guest's address that asked for it
+	IAID    uint32       `json:"iaid"`    // of the IA_PD that it is in
 	Expires int64        `json:"expires"` // Unix time in seconds
 }
 
@@ -210,7 +212,8 @@ func appendNIC(b []byte, n NIC) []byte {
 			b = p.Prefix.AppendTo(b)
 		}
 		b = appendAddr(append(b, `","via":"`...), p.Via)
-		b = strconv.AppendInt(append(b, `","expires":`...), p.Expires, 10)
+		b = strconv.AppendUint(append(b, `","iaid":`...), uint64(p.IAID), 10)
+		b = strconv.AppendInt(append(b, `,"expires":`...), p.Expires, 10)
 		b = append(b, '}')
 	}
 	if len(n.Prefixes) > 0 {

@@ -26,7 +26,7 @@ func state(seq uint64) lease.State {
 		{MAC: mac.MustParse("52:54:00:ab:cd:01"), Profile: "classic", Booting: 1<<64 - 1, Booted: 7,
 			V4:       lease.V4{Addr: a("10.20.0.7"), Bits: 24, Server: a("10.9.0.11"), From: a("10.9.0.12"), Expires: 1_800_000_000},
 			V6:       []lease.V6{{a("2001:db8::7"), 1_800_000_001}, {a("2001:db8::8"), 1_800_000_002}},
-			Prefixes: []lease.Prefix{{netip.MustParsePrefix("2001:db8:f000::/56"), a("fe80::7"), 1_800_000_003}, {}}},
+			Prefixes: []lease.Prefix{{netip.MustParsePrefix("2001:db8:f000::/56"), a("fe80::7"), 7, 1_800_000_003}, {}}},
 		{MAC: mac.MustParse("52:54:00:ab:cd:02")},
 		{MAC: mac.MustParse("52:54:00:ab:cd:03"), V4: lease.V4{Addr: a("10.20.0.8")}},
 	}}

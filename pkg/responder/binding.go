@@ -94,4 +94,35 @@ type V6 struct {
 	Preferred      uint32         `json:"preferred"`
 	Valid          uint32         `json:"valid"`
 	RouterLifetime uint16         `json:"router_lifetime"` // 0: no default router here
+	Prefixes       Prefixes       `json:"prefixes,omitempty"`
+	PREF64         netip.Prefix   `json:"pref64,omitzero"` // of the network's NAT64 (RFC 8781); not valid: none
+	AFTR           string         `json:"aftr,omitempty"`  // the AFTR's name (RFC 6334); "": none
 }
+
+// Prefix is an IPv6 prefix that is the guest's. Mode is one of the Mode...
+// constants.
+type Prefix struct {
+	Net  netip.Prefix `json:"net"`
+	Mode string       `json:"mode"`
+	// Length is that of a delegated prefix when the guest gives no hint.
+	Length uint8 `json:"length,omitempty"`
+	// Exclude is the part of Net that stays on the link when all of Net is
+	// delegated (RFC 6603); not valid: none.
+	Exclude netip.Prefix `json:"exclude,omitzero"`
+	// OnLink advertises the prefix with L=1: solicitations for what is not the
+	// guest's own in it are answered.
+	OnLink bool `json:"onlink,omitempty"`
+	// Deprecated prefixes are on their way out: preferred lifetime 0, and nothing
+	// new from them.
+	Deprecated bool `json:"deprecated,omitempty"`
+	// Until is when the prefix ends at the latest, Unix time in seconds; 0: it
+	// stays.
+	Until int64 `json:"until,omitempty"`
+}
+
+// What a prefix is for. A routed one needs no responder.
+const (
+	ModeSLAAC    = "slaac"    // advertised; the guest makes its own addresses
+	ModeDelegate = "delegate" // a pool for IA_PD
+	ModeRoute    = "route"    // routed to a guest that never asks
+)

@@ -27,6 +27,15 @@ func (o Options) MarshalJSON() ([]byte, error) { return json.Marshal([]Option(o)
 // UnmarshalJSON implements json.Unmarshaler.
 func (o *Options) UnmarshalJSON(text []byte) error { return strict(text, (*[]Option)(o)) }
 
+// Prefixes are prefixes of the guest's.
+type Prefixes []Prefix
+
+// MarshalJSON implements json.Marshaler.
+func (p Prefixes) MarshalJSON() ([]byte, error) { return json.Marshal([]Prefix(p)) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *Prefixes) UnmarshalJSON(text []byte) error { return strict(text, (*[]Prefix)(p)) }
+
 type plainRelay Relay
 
 // MarshalJSON implements json.Marshaler.

@@ -16,6 +16,7 @@ type State struct {
 	Sysctls map[string]string     // path below /proc/sys, e.g. net/ipv6/conf/s32-web1/accept_ra
 	Addrs   map[Addr]struct{}     // gateway addresses on bridges
 	Neighs  map[NeighKey]mac.Addr // permanent neighbours on bridges
+	Proxies map[NeighKey]struct{} // addresses that the host answers Neighbour Solicitations for on an uplink (NTF_PROXY)
 	Routes  map[Route]struct{}    // protocol 32, any table
 	Rules   map[Rule]struct{}     // protocol 32
 	// Skeleton names the version of the static part of table inet slash32: ""
@@ -90,11 +91,11 @@ type Elem struct {
 // The sets and maps of table inet slash32.
 const (
 	SetGuard4   = "guard4"    // ifname . ipv4_addr: sources that may leave a bridge
-	SetGuard6   = "guard6"    // ifname . ipv6_addr
+	SetGuard6   = "guard6"    // ifname . ipv6_addr, or one of PrefixLengths
 	SetGuardMAC = "guard_mac" // ifname . ether_addr
 	SetMark     = "marks"     // ifname : mark, policy routing ("mark" is a word of nft(8))
 	SetMasq4    = "masq4"     // ifname (uplink) . ipv4_addr: masquerade
-	SetMasq6    = "masq6"     // ifname (uplink) . ipv6_addr
+	SetMasq6    = "masq6"     // ifname (uplink) . ipv6_addr, or one of PrefixLengths
 	SetSpoof4   = "spoof4"    // ifname, with a counter: dropped for their IPv4 source
 	SetSpoof6   = "spoof6"    // ifname, with a counter: dropped for their IPv6 source
 	SetSpoofMAC = "spoof_mac" // ifname, with a counter: dropped for their MAC
@@ -136,6 +137,7 @@ type Change struct {
 	Sysctl   *Sysctl
 	Addr     *Addr
 	Neigh    *Neigh
+	Proxy    *NeighKey
 	Route    *Route
 	Rule     *Rule
 	Skeleton *string
