@@ -75,7 +75,7 @@ var (
 // bare value stands for first.
 var leafAttrs = map[string][]string{
 	"address": {"ip"},
-	"prefix":  {"net", "mode", "length"},
+	"prefix":  {"net", "mode", "length", "exclude", "onlink"},
 	"dns":     {"server"},
 	"search":  {"domain"},
 	"ntp":     {"server"},
@@ -157,7 +157,9 @@ func (in *interpreter) short(i *Interface, a attr) {
 		i.NAT = in.nat(a)
 	case "ipv4", "ipv6":
 		for _, v := range in.list(a, MaxAddresses) {
-			if ip, ok := in.guestAddr(a, v); !ok {
+			if v == "auto" && a.name == "ipv6" {
+				in.auto6(i, a)
+			} else if ip, ok := in.guestAddr(a, v); !ok {
 				continue
 			} else if family := fmt.Sprintf("ipv%d", version(ip)); family != a.name {
 				in.bad(a, v, "is not an IPv"+a.name[3:]+" address", fmt.Sprintf("move it to %s %q", in.form.attr, family))
@@ -226,7 +228,9 @@ func (in *interpreter) iface(e element) Interface {
 		}
 		switch k.name {
 		case "address":
-			if ip, ok := in.guestAddr(main, main.value); ok && in.room(k, len(i.Addresses), MaxAddresses) {
+			if main.value == "auto" {
+				in.auto6(&i, main)
+			} else if ip, ok := in.guestAddr(main, main.value); ok && in.room(k, len(i.Addresses), MaxAddresses) {
 				i.Addresses = append(i.Addresses, Address{k.line, ip})
 			}
 		case "prefix":

@@ -4,6 +4,7 @@
 package annotation
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/google/uuid"
@@ -53,6 +54,8 @@ type Interface struct {
 	Client    string // "", "auto", "routed" or "classic"
 	MTU       uint16
 	Addresses []Address
+	Auto6     bool // an IPv6 address from the network's pool
+	Auto6Line int
 	Prefixes  []Prefix
 	DNS       []netip.Addr
 	Search    []string
@@ -72,12 +75,23 @@ type Address struct {
 	IP   netip.Addr
 }
 
-// Prefix is one <prefix net=... mode=... length=.../>.
+// Prefix is one <prefix net=... mode=... length=... exclude=... onlink=.../>.
 type Prefix struct {
-	Line   int
-	Net    netip.Prefix
-	Mode   string // slaac, delegate, route
-	Length uint8
+	Line    int
+	Net     netip.Prefix // not valid when it comes from the network's pool
+	Auto    uint8        // the length of what comes from there; else 0
+	Mode    string       // slaac, delegate, route
+	Length  uint8        // delegate: of what is delegated when the guest gives no hint
+	Exclude netip.Prefix // delegate: what stays on the link (RFC 6603); not valid: nothing
+	OnLink  bool         // slaac: advertised as on the link
+}
+
+// String is the prefix as it is written: "2001:db8::/60" or "auto/60".
+func (p Prefix) String() string {
+	if p.Auto != 0 {
+		return fmt.Sprintf("auto/%d", p.Auto)
+	}
+	return p.Net.String()
 }
 
 // Forward is one <forward proto=... port=... to=.../>.

@@ -14,7 +14,7 @@ import (
 // guestAddr reads one address that a VM can have.
 func (in *interpreter) guestAddr(a attr, v string) (netip.Addr, bool) {
 	if v == "auto" {
-		in.add(problem.EUnsupported, a.line, a.name+` "auto": this version does not allocate addresses`, "write the address itself")
+		in.add(problem.EUnsupported, a.line, a.name+` "auto": IPv4 addresses are not taken from a pool`, "write the address itself")
 		return netip.Addr{}, false
 	}
 	ip, ok := in.addr(a, v, "write an address like 203.0.113.42 or 2001:db8::42")
@@ -172,16 +172,51 @@ func (in *interpreter) route(a attr) (netip.Prefix, bool) {
 	return p, true
 }
 
+// auto6 asks for an IPv6 address from the network's pool.
+func (in *interpreter) auto6(i *Interface, a attr) {
+	if i.Auto6 {
+		in.add(problem.EDuplicate, a.line, "auto is given twice; one address comes from the pool", "remove one")
+		return
+	}
+	i.Auto6, i.Auto6Line = true, a.line
+}
+
+// The lengths that a VM's IPv6 prefix may have. A longer one could hold no link
+// with autoconfiguration (RFC 4291 §2.5.4); a shorter one is a site's share
+// (RFC 6177 §2).
+const (
+	MinPrefix = 48
+	MaxPrefix = 64
+)
+
 func (in *interpreter) prefix(e element, net attr, got map[string]attr) (Prefix, bool) {
-	p, ok := in.prefixOf(net)
-	if !ok {
+	out := Prefix{Line: e.line}
+	var bits int
+	if size, auto := strings.CutPrefix(net.value, "auto"); auto {
+		n, err := strconv.ParseUint(strings.TrimPrefix(size, "/"), 10, 8)
+		if err != nil || size[0] != '/' {
+			in.bad(net, net.value, "is not auto and a length", "write auto/64 or auto/60")
+			return Prefix{}, false
+		}
+		bits, out.Auto = int(n), uint8(n)
+	} else {
+		p, ok := in.prefixOf(net)
+		switch is := Unfit(p.Addr()); {
+		case !ok:
+			return Prefix{}, false
+		case p.Addr().Is4():
+			in.bad(net, net.value, "is an IPv4 prefix; only IPv6 prefixes are a guest's", `write each IPv4 address as <address ip="..."/>`)
+			return Prefix{}, false
+		case is != "":
+			in.bad(net, net.value, is+", which is nobody's prefix", "write a prefix that is routed to this host")
+			return Prefix{}, false
+		}
+		bits, out.Net = p.Bits(), p
+	}
+	if bits < MinPrefix || bits > MaxPrefix {
+		in.bad(net, net.value, fmt.Sprintf("has a length that is not from %d to %d", MinPrefix, MaxPrefix), "write a /64 for one link or a /60 for sixteen; single addresses are <address ip=\"...\"/>")
 		return Prefix{}, false
 	}
-	if p.Addr().Is4() {
-		in.bad(net, net.value, "is an IPv4 prefix; only IPv6 prefixes are delegated", `write each IPv4 address as <address ip="..."/>`)
-		return Prefix{}, false
-	}
-	out := Prefix{Line: e.line, Net: p}
 	mode, ok := got["mode"]
 	if !ok {
 		in.add(problem.EValue, e.line, fmt.Sprintf("%s has no %s \"mode\"", in.tag("prefix"), in.form.attr), "write slaac, delegate or route")
@@ -190,15 +225,49 @@ func (in *interpreter) prefix(e element, net attr, got map[string]attr) (Prefix,
 	if out.Mode = in.word(mode, "slaac", "delegate", "route"); out.Mode == "" {
 		return Prefix{}, false
 	}
+	if out.Mode == "slaac" && bits != 64 {
+		in.bad(net, net.value, "is not a /64, and guests make addresses in no other (RFC 4862 §5.5.3)", "write a /64, or mode "+problem.Quote("delegate"))
+		return Prefix{}, false
+	}
+	for _, x := range [...]struct{ name, mode string }{{"length", "delegate"}, {"exclude", "delegate"}, {"onlink", "slaac"}} {
+		if a, given := got[x.name]; given && out.Mode != x.mode {
+			in.add(problem.EValue, a.line, fmt.Sprintf("%s %q goes with mode %q only; this one is %q", in.form.attr, x.name, x.mode, out.Mode), "remove it, or change the mode")
+			return Prefix{}, false
+		}
+	}
+	return out, in.prefixDetails(&out, bits, got)
+}
+
+func (in *interpreter) prefixDetails(out *Prefix, bits int, got map[string]attr) bool {
+	if out.Mode == "delegate" {
+		out.Length = MaxPrefix
+	}
 	if l, ok := got["length"]; ok {
 		n, err := strconv.ParseUint(l.value, 10, 8)
-		if err != nil || int(n) < p.Bits() || n > 128 {
-			in.bad(l, l.value, fmt.Sprintf("is not a length from %d to 128", p.Bits()), "write a number, like 64")
-			return Prefix{}, false
+		if err != nil || int(n) < bits || n > MaxPrefix {
+			in.bad(l, l.value, fmt.Sprintf("is not a length from %d to %d", bits, MaxPrefix), "write a number, like 64")
+			return false
 		}
 		out.Length = uint8(n)
 	}
-	return out, true
+	if x, ok := got["exclude"]; ok {
+		p, ok := in.prefixOf(x)
+		switch {
+		case !ok:
+			return false
+		case out.Auto != 0:
+			in.bad(x, x.value, "cannot be in a prefix that is not known yet", "remove it, and add a prefix of mode slaac for the link")
+			return false
+		case p.Bits() != 64 || p.Bits() <= bits || !out.Net.Contains(p.Addr()):
+			in.bad(x, x.value, fmt.Sprintf("is not a /64 in %s and smaller than it", out.Net), "write one /64 of it, which stays on the link (RFC 6603)")
+			return false
+		}
+		out.Exclude = p
+	}
+	if a, ok := got["onlink"]; ok {
+		out.OnLink = in.word(a, "yes", "no") == "yes"
+	}
+	return true
 }
 
 func (in *interpreter) nat(a attr) string {
