@@ -31,7 +31,7 @@ func TestReference(t *testing.T) {
 	if d := cmp.Diff(config.Default(), got, byValue); d != "" {
 		t.Error(d)
 	}
-	for _, key := range []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait"} {
+	for _, key := range []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait", "ipv6_pool", "proxy_ndp"} {
 		if !strings.Contains(string(b), "\n    "+key+":") {
 			t.Errorf("no key %s", key)
 		}
@@ -269,4 +269,32 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("%+v", c)
 		}
 	})
+}
+
+// TestShare holds how the networks that ask on one interface divide what it gives.
+func TestShare(t *testing.T) {
+	c := config.Config{Networks: map[string]config.Network{}}
+	for name, upstream := range map[string]string{"a": "eth0", "b": "eth1", "c": "eth0", "d": "eth0", "e": ""} {
+		c.Networks[name] = config.Network{Name: name, Pool6: config.Pool6{Upstream: upstream}}
+	}
+	given := netip.MustParsePrefix("2001:db8:1:f00::/56")
+	for _, x := range []struct{ network, given, want string }{
+		{"a", "2001:db8:1:f00::/56", "2001:db8:1:f00::/58"},
+		{"c", "2001:db8:1:f00::/56", "2001:db8:1:f40::/58"},
+		{"d", "2001:db8:1:f00::/56", "2001:db8:1:f80::/58"},
+		{"b", "2001:db8:1:f00::/56", "2001:db8:1:f00::/56"},
+		{"d", "2001:db8:8000::/33", "2001:db8:c000::/35"},
+		{"d", "2001:db8:1:f00::/62", "2001:db8:1:f02::/64"},
+		{"d", "2001:db8:1:f00::/63", ""},
+		{"e", "2001:db8:1:f00::/56", ""},
+		{"x", "2001:db8:1:f00::/56", ""},
+	} {
+		got, ok := c.Share(x.network, netip.MustParsePrefix(x.given))
+		if ok != (x.want != "") || ok && got.String() != x.want {
+			t.Errorf("%s of %s: %v %v, want %q", x.network, x.given, got, ok, x.want)
+		}
+	}
+	if a, _ := c.Share("a", given); !given.Contains(a.Addr()) {
+		t.Error(a)
+	}
 }

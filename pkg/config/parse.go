@@ -18,9 +18,10 @@ import (
 const maxProblems = 32
 
 var (
-	topKeys     = []string{"networks", "forwarding", "launch", "libvirt"}
+	topKeys     = []string{"networks", "forwarding", "launch", "libvirt", "hooks"}
 	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait",
-		"client", "classic", "decline", "ipv6_only", "portal", "relay"}
+		"client", "classic", "decline", "ipv6_only", "portal", "relay", "ipv6_pool", "pref64", "aftr", "proxy_ndp"}
+	poolKeys  = []string{"upstream", "length_hint"}
 	relayKeys = []string{"servers", "link4", "link6", "source4"}
 )
 
@@ -112,6 +113,8 @@ func (p *parser) top(c *Config, tree yamltree.Node) {
 			} else if ok {
 				c.LibvirtURI = v
 			}
+		case "hooks":
+			p.hooks(c, e)
 		default:
 			p.unknown(e, topKeys)
 		}
@@ -149,6 +152,7 @@ func (p *parser) networks(c *Config, all yamltree.Entry) {
 		}
 		c.Networks[e.Key] = n
 	}
+	p.pools(c, all.Line)
 }
 
 func (p *parser) network(n *Network, e yamltree.Entry) {
@@ -219,6 +223,14 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 		p.portal(e, &n.Portal)
 	case "relay":
 		p.relay(e, &n.Relay)
+	case "ipv6_pool":
+		p.pool6(e, &n.Pool6)
+	case "pref64":
+		p.pref64(e, &n.PREF64)
+	case "aftr":
+		p.aftr(e, &n.AFTR)
+	case "proxy_ndp":
+		p.boolean(e, &n.ProxyNDP)
 	default:
 		p.unknown(e, networkKeys)
 	}
