@@ -55,6 +55,7 @@ type builder struct {
 	network  *annotation.Network
 	config   config.Config
 	seen     map[netip.Addr]int // addresses so far, and their lines
+	nets     []netip.Prefix     // prefixes so far
 	problems problem.List
 }
 
@@ -177,10 +178,11 @@ func (b *builder) nic(n annotation.NIC, i annotation.Interface) NIC {
 			out.Addrs6 = append(out.Addrs6, a.IP)
 		}
 	}
-	if len(i.Addresses) == 0 && len(out.Relay.Servers) == 0 {
+	b.prefixes(&out, i)
+	if len(i.Addresses)+len(i.Prefixes) == 0 && !i.Auto6 && len(out.Relay.Servers) == 0 {
 		b.add(problem.EValue, i.Line, "no address for the NIC "+b.describe(n), `write ipv4="203.0.113.42" or ipv6="2001:db8::42" on <network>, or <address ip="..."/> in its <interface>`)
 	}
-	out.MTU = b.mtu(n, i, net, len(out.Addrs6) > 0 || out.Relays6())
+	out.MTU = b.mtu(n, i, net, out.IPv6())
 	return out
 }
 
@@ -257,9 +259,6 @@ func (b *builder) profile(i annotation.Interface) (config.Network, bool) {
 
 // unsupported refuses what is in the schema but not in this version.
 func (b *builder) unsupported(i annotation.Interface) {
-	for _, p := range i.Prefixes {
-		b.add(problem.EUnsupported, p.Line, fmt.Sprintf("prefix %s: this version does not give prefixes to guests", p.Net), "remove it, and write single addresses")
-	}
 	for _, f := range i.Forwards {
 		b.add(problem.EUnsupported, f.Line, fmt.Sprintf("forward of port %s/%d: this version does not forward ports", f.Proto, f.Port), "remove it, and give the VM a public address")
 	}
@@ -310,7 +309,7 @@ func (b *builder) mtu(n annotation.NIC, i annotation.Interface, net config.Netwo
 	case mtu < annotation.MinMTU:
 		say(problem.EValue, line, fmt.Sprintf("the MTU %d is too small for IPv4", mtu), fmt.Sprintf("use at least %d", annotation.MinMTU))
 	case v6 && mtu < minMTU6:
-		say(problem.EValue, line, fmt.Sprintf("the MTU %d is too small for the NIC's IPv6 address", mtu), fmt.Sprintf("use at least %d, or remove the IPv6 address", minMTU6))
+		say(problem.EValue, line, fmt.Sprintf("the MTU %d is too small for the IPv6 that the NIC has", mtu), fmt.Sprintf("use at least %d, or remove the IPv6 addresses and prefixes", minMTU6))
 	}
 	return mtu
 }
@@ -373,14 +372,17 @@ func label(s string) string {
 	return strings.TrimRight(b.String(), "-")
 }
 
-// Conflicts finds what vm claims and another VM has: addresses and bridges.
+// owner is who has something.
+type owner struct {
+	vm  *VM
+	nic *NIC
+}
+
+// Conflicts finds what vm claims and another VM has: addresses, prefixes and bridges.
 // Another VM is one with another UUID.
 func Conflicts(vm VM, others []VM) problem.List {
-	type owner struct {
-		vm  *VM
-		nic *NIC
-	}
 	addrs, bridges := map[netip.Addr]owner{}, map[string]owner{}
+	var nets []netOwner
 	for i := range others {
 		if others[i].UUID == vm.UUID {
 			continue
@@ -390,6 +392,12 @@ func Conflicts(vm VM, others []VM) problem.List {
 			bridges[o.nic.Bridge] = o
 			for _, a := range o.nic.Addrs() {
 				addrs[a] = o
+				if a.Is6() {
+					nets = append(nets, netOwner{netip.PrefixFrom(a, a.BitLen()), o})
+				}
+			}
+			for _, p := range o.nic.Nets() {
+				nets = append(nets, netOwner{p, o})
 			}
 		}
 	}
@@ -412,5 +420,5 @@ func Conflicts(vm VM, others []VM) problem.List {
 			})
 		}
 	}
-	return ps
+	return append(ps, overlaps(vm, nets)...)
 }

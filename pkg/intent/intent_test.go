@@ -127,15 +127,16 @@ func TestDeriveIgnoresWhatIsNotAnnotated(t *testing.T) {
 }
 
 // TestGolden compares messages: each archive has input.xml (and input.yaml
-// when the annotation is in a file), the XML of other VMs, and the problems.
+// when the annotation is in a file), a configuration if it matters, the XML of
+// other VMs, and the problems.
 // UPDATE=1 writes what came out.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
 	}
-	c := configuration(t)
 	for _, file := range files {
+		c := configuration(t)
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			ar, err := txtar.ParseFile(file)
 			if err != nil {
@@ -148,6 +149,10 @@ func TestGolden(t *testing.T) {
 				switch {
 				case f.Name == "input.xml":
 					d, ps = annotation.Parse(f.Data)
+				case f.Name == "slash32.yaml":
+					if c, ps = config.Parse(f.Name, f.Data); len(ps) > 0 {
+						t.Fatal(ps)
+					}
 				case f.Name == "input.yaml":
 					d.Network, ps = annotation.ParseYAML("domains.d/web2.yaml", f.Data)
 				case strings.HasPrefix(f.Name, "other"):

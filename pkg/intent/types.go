@@ -85,5 +85,10 @@ type Delegation struct {
 func (n NIC) Relays4() bool { return slices.ContainsFunc(n.Relay.Servers, netip.Addr.Is4) }
 func (n NIC) Relays6() bool { return slices.ContainsFunc(n.Relay.Servers, netip.Addr.Is6) }
 
+// IPv6 tells whether the NIC has anything of it.
+func (n NIC) IPv6() bool {
+	return len(n.Addrs6) > 0 || n.Auto6 || len(n.Prefixes) > 0 || n.Relays6()
+}
+
 // Addrs are all addresses of the NIC.
 func (n NIC) Addrs() []netip.Addr { return slices.Concat(n.Addrs4, n.Addrs6, n.Leased) }
