@@ -226,6 +226,14 @@ func addrsOf(vm intent.VM) []netip.Addr {
 	return as
 }
 
+func netsOf(vm intent.VM) []netip.Prefix {
+	var nets []netip.Prefix
+	for _, n := range vm.NICs {
+		nets = append(nets, n.Nets()...)
+	}
+	return nets
+}
+
 func (o *operation) failed(what string, err error) problem.List {
 	return problem.List{{
 		Code: problem.EStart, VM: o.name, What: what + ": " + err.Error(),

@@ -86,7 +86,7 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 	}
 	if err := o.spool.WriteDeclaration(spool.Declaration{
 		UUID: vm.UUID, Name: vm.Name, Generation: generation + 1, Phase: spool.Preparing, At: o.Now(),
-		Bridges: bridgesOf(vm), Addrs: addrsOf(vm), XML: string(o.xml), Warnings: o.warn(warnings),
+		Bridges: bridgesOf(vm), Addrs: addrsOf(vm), Prefixes: netsOf(vm), XML: string(o.xml), Warnings: o.warn(warnings),
 	}); err != nil {
 		return slices.Concat(o.failed("cannot write below "+o.Dirs.Run, err), o.undoLocked(ctx, vm))
 	}
@@ -137,7 +137,7 @@ func (o *operation) makeLinks(ctx context.Context, vm intent.VM, want state.Stat
 // conflicts names what is another's: addresses and bridges that other VMs
 // claim, routes of ours that lead elsewhere, bridges with somebody in them.
 func (o *operation) conflicts(ctx context.Context, vm intent.VM, c config.Config) problem.List {
-	claims, err := o.spool.Claimants(vm.UUID, addrsOf(vm), bridgesOf(vm))
+	claims, err := o.spool.Claimants(vm.UUID, spool.Claims{Bridges: bridgesOf(vm), Addrs: addrsOf(vm), Prefixes: netsOf(vm)})
 	if err != nil {
 		return o.failed("cannot compare with the other VMs", err)
 	}
@@ -156,8 +156,16 @@ func (o *operation) conflicts(ctx context.Context, vm intent.VM, c config.Config
 		}
 		// Its XML has changed since it was declared; what it declared holds.
 		for _, a := range addrsOf(vm) {
-			if slices.Contains(d.Addrs, a) {
+			if slices.Contains(d.Addrs, a) || slices.ContainsFunc(d.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
 				ps = append(ps, inUse(vm, a, "belongs to running VM "+d.Name))
+			}
+		}
+		for _, net := range netsOf(vm) {
+			if slices.ContainsFunc(d.Addrs, net.Contains) || slices.ContainsFunc(d.Prefixes, net.Overlaps) {
+				ps = append(ps, problem.Problem{
+					Code: problem.EAddressInUse, What: fmt.Sprintf("prefix %s overlaps what running VM %s has", net, d.Name),
+					Fix: "give " + vm.Name + " another prefix, or stop the other VM",
+				})
 			}
 		}
 		for _, b := range bridgesOf(vm) {
@@ -315,7 +323,7 @@ func (o *operation) redeclare(ctx context.Context, vm intent.VM, c config.Config
 	if d, err := o.spool.Declaration(vm.UUID); err != nil || !d.Live(o.Now(), true) {
 		if err := o.spool.WriteDeclaration(spool.Declaration{
 			UUID: vm.UUID, Name: vm.Name, Generation: d.Generation + 1, Phase: spool.Started, At: o.Now(),
-			Bridges: bridgesOf(vm), Addrs: addrsOf(vm), XML: string(o.xml),
+			Bridges: bridgesOf(vm), Addrs: addrsOf(vm), Prefixes: netsOf(vm), XML: string(o.xml),
 		}); err != nil {
 			return o.failed("cannot write below "+o.Dirs.Run, err)
 		}

@@ -293,7 +293,7 @@ func (p *pass) settleConflicts() {
 	slices.SortFunc(order, func(a, b *vm) int {
 		return cmp.Or(seniority(a).Compare(seniority(b)), cmp.Compare(a.intent.UUID.String(), b.intent.UUID.String()))
 	})
-	held := newHolders()
+	held := newHolders(p.lengths())
 	for _, v := range order {
 		if v.planned {
 			p.holdLeases(v, held)
@@ -413,13 +413,13 @@ func (p *pass) write(ctx context.Context) error {
 				p.since[id] = v.decl.At
 			}
 		}
-		bridges, addrs := claims(v.intent)
+		own := claims(v.intent)
 		d := v.decl
 		if !v.declared {
 			d = spool.Declaration{UUID: id, Generation: 1, Phase: spool.Started, At: p.Now()}
 		}
 		d.Name = v.intent.Name
-		d.Bridges, d.Addrs = bridges, addrs
+		d.Bridges, d.Addrs, d.Prefixes = own.Bridges, own.Addrs, own.Prefixes
 		if v.xml != "" { // not one that is invalid: the declaration is what an agent without memory falls back to
 			d.XML = v.xml
 		}
@@ -456,7 +456,7 @@ func (p *pass) write(ctx context.Context) error {
 
 func same(a, b spool.Declaration) bool {
 	return a.Name == b.Name && a.Phase == b.Phase && a.XML == b.XML && a.Generation == b.Generation &&
-		slices.Equal(a.Bridges, b.Bridges) && slices.Equal(a.Addrs, b.Addrs)
+		slices.Equal(a.Bridges, b.Bridges) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Prefixes, b.Prefixes)
 }
 
 // sweep removes the files and responders of VMs that are gone: what libvirt no

@@ -5,7 +5,6 @@ package reconcile
 
 import (
 	"context"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -273,10 +272,12 @@ type vm struct {
 }
 
 // claims of an intent, as declarations hold them.
-func claims(v intent.VM) (bridges []string, addrs []netip.Addr) {
+func claims(v intent.VM) spool.Claims {
+	var c spool.Claims
 	for _, n := range v.NICs {
-		bridges = append(bridges, n.Bridge)
-		addrs = append(addrs, n.Addrs()...)
+		c.Bridges = append(c.Bridges, n.Bridge)
+		c.Addrs = append(c.Addrs, n.Addrs()...)
+		c.Prefixes = append(c.Prefixes, n.Nets()...)
 	}
-	return bridges, addrs
+	return c
 }

@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -174,21 +172,15 @@ func (d Declaration) valid(id uuid.UUID) error {
 	return fmt.Errorf("unknown phase %q", d.Phase)
 }
 
-// Claimants returns the declarations of other VMs than self that claim one of
-// the addresses or bridges. It looks at the bytes of each file first and decodes
+// Claimants returns the declarations of other VMs than self that claim a part of
+// c. It looks at the bytes of each file first and decodes
 // only those that match, so that a start among thousands of VMs stays cheap.
-func (s *Spool) Claimants(self uuid.UUID, addrs []netip.Addr, bridges []string) ([]Declaration, error) {
+func (s *Spool) Claimants(self uuid.UUID, c Claims) ([]Declaration, error) {
 	ids, err := s.VMs()
 	if err != nil {
 		return nil, err
 	}
-	var claims [][]byte
-	for _, a := range addrs {
-		claims = append(claims, []byte(strconv.Quote(a.String())))
-	}
-	for _, b := range bridges {
-		claims = append(claims, []byte(strconv.Quote(b)))
-	}
+	texts := c.texts()
 	var found []Declaration
 	for _, id := range ids {
 		if id == self {
@@ -197,15 +189,14 @@ func (s *Spool) Claimants(self uuid.UUID, addrs []netip.Addr, bridges []string) 
 		// A file that goes or breaks meanwhile is no claim: the agent sets it
 		// aside and names it.
 		raw, err := os.ReadFile(s.declarationFile(id))
-		if err != nil || !slices.ContainsFunc(claims, func(c []byte) bool { return bytes.Contains(raw, c) }) {
+		if err != nil || len(c.Prefixes) == 0 && !slices.ContainsFunc(texts, func(t []byte) bool { return bytes.Contains(raw, t) }) {
 			continue
 		}
 		d, err := s.Declaration(id)
 		if err != nil {
 			continue
 		}
-		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(d.Addrs, a) }) ||
-			slices.ContainsFunc(bridges, func(b string) bool { return slices.Contains(d.Bridges, b) }) {
+		if c.meet(Claims{Bridges: d.Bridges, Addrs: d.Addrs, Prefixes: d.Prefixes}) {
 			found = append(found, d)
 		}
 	}

@@ -167,6 +167,7 @@ func TestClaimants(t *testing.T) {
 	web, mail := decl(1, spool.Started), decl(2, spool.Preparing)
 	web.Addrs = []netip.Addr{netip.MustParseAddr("203.0.113.42"), netip.MustParseAddr("2001:db8::1")}
 	mail.Bridges = []string{"s32-mail"}
+	mail.Prefixes = []netip.Prefix{netip.MustParsePrefix("2001:db8:a0::/60")}
 	mail.XML = `<address ip="203.0.113.42"/>` // text is no claim
 	for _, d := range []spool.Declaration{web, mail} {
 		if err := s.WriteDeclaration(d); err != nil {
@@ -174,17 +175,27 @@ func TestClaimants(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
-		addr, bridge string
-		self         uuid.UUID
-		want         []spool.Declaration
+		addr, bridge, prefix string
+		self                 uuid.UUID
+		want                 []spool.Declaration
 	}{
+		{addr: "2001:db8:a0:7::7", want: []spool.Declaration{mail}},
+		{addr: "2001:db8:b0::7"},
+		{addr: "192.0.2.1", prefix: "2001:db8::/64", want: []spool.Declaration{web}},
+		{addr: "192.0.2.1", prefix: "2001:db8::/40", want: []spool.Declaration{web, mail}},
+		{addr: "192.0.2.1", prefix: "2001:db8:a0:7::/64", want: []spool.Declaration{mail}},
+		{addr: "192.0.2.1", prefix: "2001:db8:a1::/64"},
 		{addr: "203.0.113.42", want: []spool.Declaration{web}},
 		{addr: "2001:db8:0::1", want: []spool.Declaration{web}},
 		{addr: "203.0.113.4"},
 		{addr: "203.0.113.42", self: web.UUID},
 		{addr: "192.0.2.1", bridge: "s32-mail", want: []spool.Declaration{mail}},
 	} {
-		got, err := s.Claimants(c.self, []netip.Addr{netip.MustParseAddr(c.addr)}, []string{c.bridge})
+		claims := spool.Claims{Addrs: []netip.Addr{netip.MustParseAddr(c.addr)}, Bridges: []string{c.bridge}}
+		if c.prefix != "" {
+			claims.Prefixes = []netip.Prefix{netip.MustParsePrefix(c.prefix)}
+		}
+		got, err := s.Claimants(c.self, claims)
 		if err != nil {
 			t.Fatal(err)
 		}

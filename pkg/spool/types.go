@@ -24,10 +24,11 @@ type Declaration struct {
 	Phase      Phase     `json:"phase"`
 	At         time.Time `json:"at"`      // of the last change
 	Bridges    []string  `json:"bridges"` // every bridge that this incarnation made
-	// Addrs are the VM's addresses. With Bridges they are its claims, by which
+	// Addrs and Prefixes are the VM's. With Bridges they are its claims, by which
 	// Claimants finds it without reading its XML.
-	Addrs []netip.Addr `json:"addrs,omitempty"`
-	XML   string       `json:"xml"` // the domain's XML as libvirt gave it
+	Addrs    []netip.Addr   `json:"addrs,omitempty"`
+	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
+	XML      string         `json:"xml"` // the domain's XML as libvirt gave it
 	// Warnings are what was found amiss at the start, a line each.
 	Warnings []string `json:"warnings,omitempty"`
 }
