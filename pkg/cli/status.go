@@ -212,6 +212,16 @@ func (c *command) showText(v control.VM) string {
 		for _, a := range n.IPv6 {
 			line("  ipv6", "%s/128", a)
 		}
+		for _, p := range n.Prefixes {
+			state := ""
+			if p.Deprecated {
+				state = ", deprecated: on its way out"
+			}
+			line("  prefix", "%s, %s%s", p.Net, p.Mode, state)
+		}
+		for _, d := range n.Delegated {
+			line("  delegated", "%s via %s, ends in %s", d.Prefix, d.Via, until(d.Expires.Sub(c.Now())))
+		}
 		if len(n.Relay) > 0 {
 			line("  relay", "to %s", strings.Join(n.Relay, ", "))
 		}

@@ -64,6 +64,23 @@ type NIC struct {
 	Relay   []string `json:"relay,omitempty"`  // the DHCP servers that it is relayed to
 	Leases  []Lease  `json:"leases,omitempty"` // theirs
 	Spoofed Spoofed  `json:"spoofed"`
+
+	Prefixes  []Prefix     `json:"prefixes,omitempty"`
+	Delegated []Delegation `json:"delegated,omitempty"` // what the guest asked for and was given
+}
+
+// Prefix is an IPv6 prefix of a NIC.
+type Prefix struct {
+	Net        string `json:"net"`
+	Mode       string `json:"mode"` // slaac, delegate or route
+	Deprecated bool   `json:"deprecated,omitempty"`
+}
+
+// Delegation is a prefix that is routed to the guest's address Via.
+type Delegation struct {
+	Prefix  string    `json:"prefix"`
+	Via     string    `json:"via"`
+	Expires time.Time `json:"expires"`
 }
 
 // Lease is an address that another DHCP server leased to a relayed guest.

@@ -105,9 +105,14 @@ func (p *pass) lengths() []int {
 		}
 	}
 	for id, v := range p.vms {
+		for _, ds := range v.delegated {
+			for _, d := range ds {
+				ls = append(ls, d.Prefix.Bits())
+			}
+		}
 		note(v.intent)
 		note(p.good[id])
 	}
 	slices.Sort(ls)
-	return ls
+	return slices.Compact(ls)
 }

@@ -36,11 +36,12 @@ func (l leased) control() control.Lease {
 	return c
 }
 
-// lease reads what other servers have leased to a relayed VM. A responder's file
+// lease reads what other servers have leased to a relayed VM, and what was
+// delegated. A responder's file
 // is input like any other: what is no address for a VM is named and left out.
 func (p *pass) lease(v *vm) {
-	v.leases = map[mac.Addr][]leased{}
-	if !v.planned || !slices.ContainsFunc(v.intent.NICs, func(n intent.NIC) bool { return len(n.Relay.Servers) > 0 }) {
+	v.leases, v.delegated = map[mac.Addr][]leased{}, map[mac.Addr][]delegated{}
+	if !v.planned || !slices.ContainsFunc(v.intent.NICs, func(n intent.NIC) bool { return len(n.Relay.Servers) > 0 || delegates(n) }) {
 		return
 	}
 	kept, err := p.Spool.Lease(v.intent.UUID)
@@ -53,6 +54,9 @@ func (p *pass) lease(v *vm) {
 		for _, k := range kept.NICs {
 			if k.MAC != n.MAC {
 				continue
+			}
+			if delegates(n) {
+				p.delegations(v, n, k)
 			}
 			if n.Relays4() && k.V4.Addr.Is4() {
 				server := k.V4.Server
@@ -91,16 +95,15 @@ func (p *pass) unexpired(v *vm, n intent.NIC, l leased) {
 		return
 	}
 	v.leases[n.MAC] = append(v.leases[n.MAC], l)
-	if p.expiry.IsZero() || l.expires.Before(p.expiry) {
-		p.expiry = l.expires
-	}
+	p.ends(l.expires)
 }
 
-// bare is an intent without what is leased, which is looked up in each pass.
+// bare is an intent without what is leased and delegated, which is looked up in
+// each pass.
 func bare(v intent.VM) intent.VM {
 	v.NICs = slices.Clone(v.NICs)
 	for i := range v.NICs {
-		v.NICs[i].Leased = nil
+		v.NICs[i].Leased, v.NICs[i].Delegated = nil, nil
 	}
 	return v
 }
@@ -109,6 +112,7 @@ func bare(v intent.VM) intent.VM {
 // this agent's or its predecessor's: whatever another VM claims since, it keeps
 // them.
 func (p *pass) holdLeases(v *vm, held holders) {
+	p.holdPrefixes(v, held)
 	for _, n := range v.intent.NICs {
 		for _, l := range v.leases[n.MAC] {
 			if slices.Contains(v.decl.Addrs, l.addr) {
@@ -146,6 +150,7 @@ func (p *pass) settleLeases(v *vm, held holders) {
 			return false
 		})
 	}
+	p.settlePrefixes(v, held)
 	held.add(v.intent)
 }
 

@@ -269,6 +269,8 @@ type vm struct {
 	xml      string // what its intent is derived from; "": from the last valid one
 	taps     map[mac.Addr]string
 	leases   map[mac.Addr][]leased // of relayed NICs
+
+	delegated map[mac.Addr][]delegated
 }
 
 // claims of an intent, as declarations hold them.

@@ -200,6 +200,14 @@ func (p *pass) nic(v *vm, n intent.NIC) control.NIC {
 	for _, l := range v.leases[n.MAC] {
 		c.Leases = append(c.Leases, l.control())
 	}
+	for _, x := range n.Prefixes {
+		if x.Net.IsValid() {
+			c.Prefixes = append(c.Prefixes, control.Prefix{Net: x.Net.String(), Mode: x.Mode, Deprecated: x.Deprecated})
+		}
+	}
+	for _, d := range v.delegated[n.MAC] {
+		c.Delegated = append(c.Delegated, d.control())
+	}
 	return c
 }
 
