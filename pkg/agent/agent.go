@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"github.com/slash32/slash32/pkg/reconcile"
 	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/pkg/spool"
+	"github.com/slash32/slash32/pkg/userhook"
 	"github.com/slash32/slash32/pkg/version"
 	"github.com/slash32/slash32/pkg/virt"
 )
@@ -81,6 +83,8 @@ func Run(ctx context.Context, o Options) error {
 		Log:         o.Log,
 	}
 	loop.Relay = carrier.Set
+	hooks := &userhook.Runner{File: filepath.Join(o.Dirs.Run, "prefixes.json"), Log: o.Log}
+	loop.Prefixes = hooks.Set
 	a := &agent{Options: o, loop: loop, kernel: k, spool: s}
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -92,6 +96,7 @@ func Run(ctx context.Context, o Options) error {
 		return k.Watch(ctx, func(reason string) { loop.Poke("kernel: "+reason, false) })
 	})
 	g.Go(func() error { return carrier.Run(ctx) })
+	g.Go(func() error { return hooks.Run(ctx) })
 	g.Go(func() error { return control.Serve(ctx, l, a.serve) })
 	g.Go(func() error { return a.signals(ctx) })
 	g.Go(func() error { return a.notify(ctx) })

@@ -12,6 +12,7 @@ import (
 	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/problem"
+	"github.com/slash32/slash32/pkg/userhook"
 )
 
 // delegated is a prefix that a guest was given and that has not expired.
@@ -136,4 +137,19 @@ func others(v intent.VM, but mac.Addr) []intent.VM {
 		}
 	}
 	return []intent.VM{o}
+}
+
+// routed lists the delegated prefixes of all planned VMs.
+func (p *pass) routed() []userhook.Prefix {
+	var all []userhook.Prefix
+	for _, v := range p.planned() {
+		for _, n := range v.NICs {
+			for _, d := range n.Delegated {
+				all = append(all, userhook.Prefix{
+					VM: v.UUID, Name: v.Name, Network: n.Network.Name, MAC: n.MAC, Bridge: n.Bridge, Prefix: d.Prefix, Via: d.Via,
+				})
+			}
+		}
+	}
+	return all
 }

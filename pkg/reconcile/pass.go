@@ -140,6 +140,9 @@ func (p *pass) locked(ctx context.Context) error {
 	if p.Relay != nil {
 		p.Relay(p.relayed())
 	}
+	if p.Prefixes != nil {
+		p.Prefixes(p.config.Hooks.Prefix, p.routed())
+	}
 	return errors.Join(errs...)
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/userhook"
 	"github.com/slash32/slash32/pkg/virt"
 )
 
@@ -61,6 +62,9 @@ type Loop struct {
 	Launcher func(mode string) Launcher
 	Reload   Reload
 	Relay    func([]relay.VM) // takes the VMs whose guests are relayed; may be nil
+	// Prefixes takes the prefixes that are routed to guests and the program that is
+	// to be told of them; may be nil.
+	Prefixes func(program string, now []userhook.Prefix)
 	Spool    *spool.Spool
 	Config   config.Config // the first; SetConfig changes it
 	Now      func() time.Time
