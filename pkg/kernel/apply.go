@@ -76,6 +76,7 @@ func (a *applier) run(changes []state.Change) (apply func(context.Context, []sta
 		{func(c state.Change) bool { return c.Flow != nil }, a.flush},
 		{func(c state.Change) bool { return c.Sysctl != nil }, a.sysctls},
 		{func(c state.Change) bool { return c.Link != nil }, a.links},
+		{func(c state.Change) bool { return c.Proxy != nil }, a.proxies},
 		{func(c state.Change) bool { return c.Addr != nil || c.Neigh != nil || c.Route != nil || c.Rule != nil }, a.batch},
 	} {
 		for n < len(changes) && x.is(changes[n]) {
@@ -468,7 +469,7 @@ func elemMessages(changes []state.Change) []message {
 	for len(changes) > 0 {
 		first := changes[0]
 		var elems []state.Elem
-		for len(changes) > 0 && len(elems) < messageElements && changes[0].Verb == first.Verb && changes[0].Elem.Set == first.Elem.Set {
+		for len(changes) > 0 && len(elems) < messageElements && changes[0].Verb == first.Verb && setOf(*changes[0].Elem) == setOf(*first.Elem) {
 			elems = append(elems, *changes[0].Elem)
 			changes = changes[1:]
 		}
@@ -490,9 +491,9 @@ const (
 	conntrackUnknownCount = 1
 )
 
-// flush forgets the tracked connections from and to addresses that go: the next
-// owner of an address must not get the rest of the last one's. One listing of
-// the table serves all addresses.
+// flush forgets the tracked connections from and to addresses and prefixes that
+// go: the next owner must not get the rest of the last one's. One listing of the
+// table serves all.
 func (a *applier) flush(_ context.Context, changes []state.Change) {
 	if a.k.connections() == 0 {
 		return
@@ -500,8 +501,8 @@ func (a *applier) flush(_ context.Context, changes []state.Change) {
 	match := flows{}
 	families := map[netlink.InetFamily]bool{}
 	for _, c := range changes {
-		match[*c.Flow] = true
-		families[netlink.InetFamily(family(*c.Flow))] = true
+		match.add(*c.Flow)
+		families[netlink.InetFamily(family(c.Flow.Addr()))] = true
 	}
 	for f := range families {
 		var err error
@@ -514,7 +515,7 @@ func (a *applier) flush(_ context.Context, changes []state.Change) {
 			}
 		}
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			a.failed(fmt.Errorf("flush connections of %d addresses: %w", len(match), err))
+			a.failed(fmt.Errorf("flush connections of %d addresses and prefixes: %w", len(changes), err))
 		}
 	}
 }
@@ -537,15 +538,29 @@ func (k *Kernel) connections() uint32 {
 	return count
 }
 
-// flows matches the connections of some addresses, in either direction, as
-// they are and as they are translated.
-type flows map[netip.Addr]bool
+// flows matches the connections of some addresses and prefixes, in either
+// direction, as they are and as they are translated: by length, what has that
+// length.
+type flows map[int]map[netip.Prefix]bool
+
+func (f flows) add(p netip.Prefix) {
+	if f[p.Bits()] == nil {
+		f[p.Bits()] = map[netip.Prefix]bool{}
+	}
+	f[p.Bits()][p] = true
+}
 
 // MatchConntrackFlow makes flows a filter of package netlink.
 func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	for _, ip := range [][]byte{flow.Forward.SrcIP, flow.Forward.DstIP, flow.Reverse.SrcIP, flow.Reverse.DstIP} {
-		if a, ok := netip.AddrFromSlice(ip); ok && f[a.Unmap()] {
-			return true
+		a, ok := netip.AddrFromSlice(ip)
+		if !ok {
+			continue
+		}
+		for bits, prefixes := range f {
+			if p, err := a.Unmap().Prefix(bits); err == nil && prefixes[p] {
+				return true
+			}
 		}
 	}
 	return false

@@ -220,10 +220,10 @@ type SpoofCount struct {
 // elements and when the table is made again.
 func (k *Kernel) Spoofed(ctx context.Context) (map[string]SpoofCount, error) {
 	out := map[string]SpoofCount{}
-	for _, set := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC, state.SetRogue} {
-		err := k.dumpElems(ctx, set, func() {}, func(e state.Elem, packets uint64) {
+	for _, name := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC, state.SetRogue} {
+		err := k.dumpElems(ctx, set{name: name}, func() {}, func(e state.Elem, packets uint64) {
 			c := out[e.Link]
-			switch set {
+			switch name {
 			case state.SetSpoof4:
 				c.IPv4 = packets
 			case state.SetSpoof6:
@@ -236,7 +236,7 @@ func (k *Kernel) Spoofed(ctx context.Context) (map[string]SpoofCount, error) {
 			out[e.Link] = c
 		})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("read set %s of table %s: %w", set, marks.NftTable, err)
+			return nil, fmt.Errorf("read set %s of table %s: %w", name, marks.NftTable, err)
 		}
 	}
 	return out, nil

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -82,7 +83,7 @@ func (r *reader) elems(ctx context.Context) (map[state.Elem]struct{}, error) {
 	all := state.State{Elems: map[state.Elem]struct{}{}, Routes: r.state.Routes}
 	for _, s := range sets() {
 		var got []state.Elem
-		err := r.k.dumpElems(ctx, s.name, func() { got = got[:0] }, func(e state.Elem, _ uint64) { got = append(got, e) })
+		err := r.k.dumpElems(ctx, s, func() { got = got[:0] }, func(e state.Elem, _ uint64) { got = append(got, e) })
 		if err != nil && !errors.Is(err, unix.ENOENT) { // a set that is gone: the skeleton is damaged
 			return nil, fmt.Errorf("read set %s of table %s: %w", s.name, marks.NftTable, err)
 		}
@@ -235,15 +236,15 @@ func isMarker(chain string) bool {
 }
 
 // dumpElems reads the elements of one set and the packets that each counted.
-func (k *Kernel) dumpElems(ctx context.Context, name string, start func(), f func(e state.Elem, packets uint64)) error {
-	m := tableMessage(unix.NFT_MSG_GETSETELEM, 0).str(unix.NFTA_SET_ELEM_LIST_SET, name)
+func (k *Kernel) dumpElems(ctx context.Context, s set, start func(), f func(e state.Elem, packets uint64)) error {
+	m := tableMessage(unix.NFT_MSG_GETSETELEM, 0).str(unix.NFTA_SET_ELEM_LIST_SET, s.name)
 	return k.nft.dump(ctx, m, start, func(_ uint16, b []byte) {
 		nftAttrs(b, func(typ uint16, list []byte) {
 			if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				return
 			}
 			attrs(list, func(_ uint16, d []byte) {
-				if e, packets, ok := parseElem(name, d); ok {
+				if e, packets, ok := parseElem(s, d); ok {
 					f(e, packets)
 				}
 			})
@@ -251,14 +252,14 @@ func (k *Kernel) dumpElems(ctx context.Context, name string, start func(), f fun
 	})
 }
 
-func parseElem(set string, b []byte) (e state.Elem, packets uint64, ok bool) {
-	e.Set = set
+func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
+	e.Set = cmp.Or(s.holds, s.name)
 	attrs(b, func(typ uint16, d []byte) {
 		switch typ {
 		case unix.NFTA_SET_ELEM_KEY:
 			attrs(d, func(typ uint16, key []byte) {
 				if typ == dataValue {
-					ok = parseKey(&e, key)
+					ok = parseKey(&e, s.bits, key)
 				}
 			})
 		case unix.NFTA_SET_ELEM_DATA:
@@ -276,7 +277,10 @@ func parseElem(set string, b []byte) (e state.Elem, packets uint64, ok bool) {
 	return e, packets, ok
 }
 
-func parseKey(e *state.Elem, key []byte) bool {
+// parseKey reads a key; bits is the length of the prefixes of its set, 0 where
+// there are addresses. Bits beyond it, which we never set, are kept: no planned
+// element is like that.
+func parseKey(e *state.Elem, bits int, key []byte) bool {
 	if len(key) < unix.IFNAMSIZ {
 		return false
 	}
@@ -285,7 +289,7 @@ func parseKey(e *state.Elem, key []byte) bool {
 	switch e.Set {
 	case state.SetGuard4, state.SetMasq4, state.SetGuard6, state.SetMasq6:
 		a, ok := netip.AddrFromSlice(rest)
-		e.Addr = netip.PrefixFrom(a, a.BitLen())
+		e.Addr = netip.PrefixFrom(a, cmp.Or(bits, a.BitLen()))
 		return ok
 	case state.SetGuardMAC:
 		if len(rest) < len(e.MAC) {
@@ -330,7 +334,7 @@ func elemsMessage(typ uint16, elems []state.Elem) message {
 	if typ == unix.NFT_MSG_NEWSETELEM {
 		flags = unix.NLM_F_CREATE
 	}
-	m := tableMessage(typ, flags).str(unix.NFTA_SET_ELEM_LIST_SET, elems[0].Set)
+	m := tableMessage(typ, flags).str(unix.NFTA_SET_ELEM_LIST_SET, setOf(elems[0]))
 	return m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
 		for _, e := range elems {
 			m = m.nest(unix.NFTA_LIST_ELEM, func(m message) message {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -41,12 +42,19 @@ func TestElemKey(t *testing.T) {
 	for _, e := range []state.Elem{
 		{Set: state.SetGuard4, Link: "s32-web1", Addr: netip.MustParsePrefix("192.0.2.1/32")},
 		{Set: state.SetMasq6, Link: "fifteen-chars-x", Addr: netip.MustParsePrefix("fd00::1/128")},
+		{Set: state.SetGuard6, Link: "b", Addr: netip.MustParsePrefix("2001:db8:1:10::/60")},
+		{Set: state.SetMasq6, Link: "eth0", Addr: netip.MustParsePrefix("fd00:1:2::/48")},
 		{Set: state.SetGuardMAC, Link: "b", MAC: [6]byte{2, 3, 4, 5, 6, 7}},
 		{Set: state.SetSpoof4, Link: "b"},
 		{Set: state.SetMark, Link: "b"},
 	} {
+		i := slices.IndexFunc(sets(), func(s set) bool { return s.name == setOf(e) })
+		if i < 0 {
+			t.Errorf("%v is in no set", e)
+			continue
+		}
 		got := state.Elem{Set: e.Set}
-		if !parseKey(&got, elemKey(e)) || got != e {
+		if !parseKey(&got, sets()[i].bits, elemKey(e)) || got != e {
 			t.Errorf("%v is read as %v", e, got)
 		}
 	}
@@ -75,7 +83,9 @@ func FuzzParse(f *testing.F) {
 	}
 	rule := ruleRequest(state.Add, state.Rule{Family: unix.AF_INET, Priority: marks.RulePriorityMarked, Mark: 1 << marks.FwmarkShift, Table: 100})
 	elems := elemsMessage(unix.NFT_MSG_NEWSETELEM, []state.Elem{{Set: state.SetMark, Link: "b", Mark: 5}})
-	for _, m := range []message{r, n, d, rule, elems} {
+	prefixes := elemsMessage(unix.NFT_MSG_NEWSETELEM, []state.Elem{{Set: state.SetGuard6, Link: "b", Addr: netip.MustParsePrefix("fd00::/60")}})
+	proxied := proxyMessage(unix.RTM_NEWNEIGH, 0, 3).attr(unix.NDA_DST, netip.MustParseAddr("fd00::1").AsSlice()).u8(ndaProtocol, marks.RouteProtocol)
+	for _, m := range []message{r, n, d, rule, elems, prefixes, proxied} {
 		m.seal(1)
 		f.Add([]byte(m))
 	}
@@ -91,6 +101,7 @@ func FuzzParse(f *testing.F) {
 			_ = l.state(nil)
 			_, _ = rd.addr(data)
 			_, _ = parseNeigh(data)
+			_, _ = parseProxy(data)
 			if x, ok := parseRoute(data); ok {
 				_ = firstHop(data)
 				_ = x.state(func(int) string { return "b" }).String()
@@ -99,7 +110,7 @@ func FuzzParse(f *testing.F) {
 			_, _ = names(data)
 			_ = hashed(data, unix.NFTA_RULE_EXPRESSIONS)
 			for _, s := range sets() {
-				_, _, _ = parseElem(s.name, data)
+				_, _, _ = parseElem(s, data)
 			}
 		})
 	})

@@ -40,7 +40,7 @@ func (k *Kernel) Read(ctx context.Context, scope state.Scope) (state.State, erro
 		only[n] = true
 	}
 	r := reader{k: k, links: links, state: s, only: only}
-	steps := []func(context.Context) error{r.ports, r.addrs, r.neighs, r.routes, r.rules, r.nft}
+	steps := []func(context.Context) error{r.ports, r.addrs, r.neighs, r.routes, r.rules, r.nft, r.proxies}
 	if scope.Prepared {
 		steps = []func(context.Context) error{r.ports, r.addrs, r.skeleton}
 	}
@@ -153,16 +153,14 @@ func (r *reader) addr(b []byte) (state.Addr, bool) {
 	if !local.IsValid() {
 		local = address
 	}
-	if !ours || !local.IsValid() || flags&unix.IFA_F_PERMANENT == 0 || local == autoLinkLocal(l.mac) {
+	if !ours || !local.IsValid() || flags&unix.IFA_F_PERMANENT == 0 {
+		return state.Addr{}, false
+	}
+	// The kernel makes this one when a link comes up before addr_gen_mode is set.
+	if local == l.mac.LinkLocal() {
 		return state.Addr{}, false
 	}
 	return state.Addr{Link: l.name, Prefix: netip.PrefixFrom(local, int(b[1]))}, true
-}
-
-// autoLinkLocal is the link-local address that the kernel makes from a MAC
-// (RFC 4291 appendix A) when a link comes up before addr_gen_mode is set.
-func autoLinkLocal(m mac.Addr) netip.Addr {
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }
 
 func (r *reader) neighs(ctx context.Context) error {

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net"
+	"strconv"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -54,6 +56,8 @@ const (
 // set is one set or map of the table.
 type set struct {
 	name    string
+	holds   string // the Set of its elements in package state, when that is not its name
+	bits    int    // of the prefixes that it has; 0: whole addresses
 	key     []datatype
 	value   datatype // of a map
 	counted bool     // its elements have a counter that a lookup counts in
@@ -69,7 +73,7 @@ type chain struct {
 }
 
 func sets() []set {
-	return []set{
+	list := []set{
 		{name: state.SetGuardMAC, key: []datatype{typeIfname(), typeEther()}},
 		{name: state.SetGuard4, key: []datatype{typeIfname(), typeIPv4()}},
 		{name: state.SetGuard6, key: []datatype{typeIfname(), typeIPv6()}},
@@ -81,6 +85,36 @@ func sets() []set {
 		{name: state.SetMasq4, key: []datatype{typeIfname(), typeIPv4()}},
 		{name: state.SetMasq6, key: []datatype{typeIfname(), typeIPv6()}},
 	}
+	for _, holds := range []string{state.SetGuard6, state.SetMasq6} {
+		for _, bits := range state.PrefixLengths {
+			list = append(list, set{
+				name: prefixSet(holds, int(bits)), holds: holds, bits: int(bits),
+				key: []datatype{typeIfname(), typeIPv6()},
+			})
+		}
+	}
+	return list
+}
+
+// prefixSet names the set of prefixes of one length.
+func prefixSet(holds string, bits int) string { return holds + "_" + strconv.Itoa(bits) }
+
+// setOf names the set that an element is in.
+func setOf(e state.Elem) string {
+	if (e.Set == state.SetGuard6 || e.Set == state.SetMasq6) && !e.Addr.IsSingleIP() {
+		return prefixSet(e.Set, e.Addr.Bits())
+	}
+	return e.Set
+}
+
+// bySource looks for the IPv6 source, with the interface's name, in the set of
+// addresses and then in those of prefixes, and ends the rule that finds it.
+func bySource(ifname part, holds string, end part) [][]expr.Any {
+	rules := [][]expr.Any{rule(ipv6(), ifname, load(saddr6(), 2), lookup(holds), end)}
+	for _, bits := range state.PrefixLengths {
+		rules = append(rules, rule(ipv6(), ifname, load(saddr6(), 2), prefixOf(bits), lookup(prefixSet(holds, int(bits))), end))
+	}
+	return rules
 }
 
 // chains is the static part of the table, in the order of creation: a chain is
@@ -100,12 +134,11 @@ func chains() []chain {
 			rule(ipv4(), load(daddr4(), 1), equal([]byte{255, 255, 255, 255}), layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCP}), verdict(expr.VerdictReturn, "")),
 			rule(ipv4(), load(saddr4(), 1), equal(make([]byte, 4)), verdict(expr.VerdictDrop, "")),
 		}, counted(state.SetSpoof4)...)},
-		{name: "guard_ip6", rules: append([][]expr.Any{
-			rule(ipv6(), iifname(), load(saddr6(), 2), lookup(state.SetGuard6), verdict(expr.VerdictReturn, "")),
+		{name: "guard_ip6", rules: append(append(bySource(iifname(), state.SetGuard6, verdict(expr.VerdictReturn, "")),
 			// Neighbour Discovery; no router forwards these (RFC 4291 §2.5).
 			rule(ipv6(), load(saddr6(), 1), masked(linkLocalMask()), equal(linkLocal()), verdict(expr.VerdictReturn, "")),
 			rule(ipv6(), load(saddr6(), 1), equal(make([]byte, 16)), verdict(expr.VerdictReturn, "")),
-		}, counted(state.SetSpoof6)...)},
+		), counted(state.SetSpoof6)...)},
 		{name: "guard", rules: [][]expr.Any{
 			rule(ethernet(), iifname(), load(etherSource(), 2), noLookup(state.SetGuardMAC), verdict(expr.VerdictGoto, "spoofed_mac")),
 			rule(ipv4(), verdict(expr.VerdictGoto, "guard_ip")),
@@ -138,10 +171,9 @@ func chains() []chain {
 		{name: "input", kind: "filter", hook: hookInput, priority: priorityRaw, rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "from_guest")),
 		}},
-		{name: "postrouting", kind: "nat", hook: hookPostrouting, priority: prioritySourceNAT, rules: [][]expr.Any{
+		{name: "postrouting", kind: "nat", hook: hookPostrouting, priority: prioritySourceNAT, rules: append([][]expr.Any{
 			rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasq4), part{&expr.Masq{}}),
-			rule(ipv6(), oifname(), load(saddr6(), 2), lookup(state.SetMasq6), part{&expr.Masq{}}),
-		}},
+		}, bySource(oifname(), state.SetMasq6, part{&expr.Masq{}})...)},
 	}
 	return cs
 }
@@ -210,8 +242,13 @@ func between(from, to byte) part {
 	}
 }
 
-func masked(mask []byte) part {
-	return part{&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}}
+func masked(mask []byte) part { return maskedIn(1, mask) }
+
+// prefixOf leaves of the address in register 2 that many bits.
+func prefixOf(bits uint8) part { return maskedIn(2, net.CIDRMask(int(bits), 128)) }
+
+func maskedIn(register uint32, mask []byte) part {
+	return part{&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}}
 }
 
 func lookup(set string) part { return part{&expr.Lookup{SourceRegister: 1, SetName: set}} }

@@ -4,6 +4,7 @@ package mac
 import (
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 )
 
 // Addr is a 48-bit MAC address. The zero value means "none".
@@ -76,4 +77,10 @@ func (a *Addr) UnmarshalText(b []byte) error {
 	}
 	*a = p
 	return nil
+}
+
+// LinkLocal is the IPv6 link-local address that is made from a MAC address
+// (modified EUI-64, RFC 4291 appendix A).
+func (a Addr) LinkLocal() netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: a[0] ^ 2, 9: a[1], 10: a[2], 11: 0xff, 12: 0xfe, 13: a[3], 14: a[4], 15: a[5]})
 }

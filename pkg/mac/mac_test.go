@@ -61,3 +61,14 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestLinkLocal(t *testing.T) {
+	for in, want := range map[string]string{
+		"52:54:00:ab:cd:01": "fe80::5054:ff:feab:cd01",
+		"02:73:6c:33:32:01": "fe80::73:6cff:fe33:3201",
+	} {
+		if got := mac.MustParse(in).LinkLocal(); got.String() != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}

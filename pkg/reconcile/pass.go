@@ -398,7 +398,7 @@ func (p *pass) isGone(id uuid.UUID) bool {
 
 func keepBridge(want *state.State, have state.State, name string) {
 	only := state.Only(have, name)
-	only.Neighs, only.Routes, only.Elems = nil, nil, nil
+	only.Neighs, only.Proxies, only.Routes, only.Elems = nil, nil, nil, nil
 	state.Keep(want, only, name)
 }
 

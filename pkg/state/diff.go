@@ -11,11 +11,12 @@ import (
 // Diff lists the changes that lead from have to want, in the order in which
 // they are safe, the same for the same states.
 //
-// First what goes: routes (so that a routing daemon withdraws them; the kernel
-// announces no removal when a link goes), the tracked connections of their
+// First what goes: proxies, routes (so that a routing daemon withdraws them; the
+// kernel announces no removal when a link goes), the tracked connections of their
 // addresses, elements, neighbours, rules, links. Then what comes: the skeleton,
 // links with their settings and only then up, other settings, addresses,
-// elements, neighbours, rules, and the routes last.
+// elements, neighbours, rules, the routes, and the proxies, which draw traffic,
+// last.
 //
 // An object whose key stays is replaced, not removed and added; where the
 // kernel cannot (a route that moves to another table, another rule with the same
@@ -32,6 +33,9 @@ func Diff(have, want State) []Change {
 	d.neighs()
 	d.rules()
 	d.routes()
+	for _, k := range without(d.want.Proxies, d.have.Proxies, compareNeigh) {
+		d.add(Change{Verb: Add, Proxy: &k})
+	}
 	return append(d.out, d.late...)
 }
 
@@ -53,6 +57,9 @@ func (d *differ) linkGoes(name string) bool {
 }
 
 func (d *differ) deletes() {
+	for _, k := range without(d.have.Proxies, d.want.Proxies, compareNeigh) {
+		d.add(Change{Verb: Delete, Proxy: &k})
+	}
 	d.pairRoutes()
 	taken := map[Route]bool{}
 	for _, old := range d.replaced {
@@ -69,7 +76,7 @@ func (d *differ) deletes() {
 			wanted[place{r.Dst, r.Link}] = true
 		}
 	}
-	var flush []netip.Addr
+	var flush []netip.Prefix
 	for _, r := range gone {
 		if taken[r] {
 			continue
@@ -80,8 +87,8 @@ func (d *differ) deletes() {
 			continue
 		}
 		d.add(c)
-		if r.Dst.IsSingleIP() {
-			flush = append(flush, r.Dst.Addr())
+		if r.Kind == "" {
+			flush = append(flush, r.Dst)
 		}
 	}
 	d.flush(flush)
@@ -119,10 +126,10 @@ func (d *differ) deletes() {
 	}
 }
 
-func (d *differ) flush(addrs []netip.Addr) {
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	for _, a := range slices.Compact(addrs) {
-		d.add(Change{Verb: Flush, Flow: &a})
+func (d *differ) flush(prefixes []netip.Prefix) {
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	for _, p := range slices.Compact(prefixes) {
+		d.add(Change{Verb: Flush, Flow: &p})
 	}
 }
 
@@ -269,10 +276,10 @@ func (d *differ) pairRoutes() {
 	}
 }
 
-// routes adds what lacks. Connections of an address that moves from one VM of
+// routes adds what lacks. Connections of a prefix that moves from one VM of
 // ours to another are flushed once it has moved.
 func (d *differ) routes() {
-	var flush []netip.Addr
+	var flush []netip.Prefix
 	for _, r := range without(d.want.Routes, d.have.Routes, compareRoute) {
 		old, ok := d.replaced[r]
 		if !ok {
@@ -281,8 +288,8 @@ func (d *differ) routes() {
 		}
 		d.add(Change{Verb: Replace, Was: old.String(), Route: &r})
 		from, ours := d.have.Links[old.Link]
-		if ours && old.Link != r.Link && from.UUID != d.want.Links[r.Link].UUID && r.Dst.IsSingleIP() {
-			flush = append(flush, r.Dst.Addr())
+		if ours && old.Link != r.Link && from.UUID != d.want.Links[r.Link].UUID {
+			flush = append(flush, r.Dst)
 		}
 	}
 	d.flush(flush)
@@ -350,6 +357,7 @@ func compareRoute(a, b Route) int {
 func compareElem(a, b Elem) int {
 	return cmp.Or(
 		strings.Compare(a.Set, b.Set),
+		cmp.Compare(b.Addr.Bits(), a.Addr.Bits()), // what is one set in the kernel stays together
 		strings.Compare(a.Link, b.Link),
 		a.Addr.Compare(b.Addr),
 		slices.Compare(a.MAC[:], b.MAC[:]),

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
@@ -17,6 +18,7 @@ func New() State {
 		Sysctls: map[string]string{},
 		Addrs:   map[Addr]struct{}{},
 		Neighs:  map[NeighKey]mac.Addr{},
+		Proxies: map[NeighKey]struct{}{},
 		Routes:  map[Route]struct{}{},
 		Rules:   map[Rule]struct{}{},
 		Elems:   map[Elem]struct{}{},
@@ -30,6 +32,7 @@ func (s State) Clone() State {
 	maps.Copy(c.Sysctls, s.Sysctls)
 	maps.Copy(c.Addrs, s.Addrs)
 	maps.Copy(c.Neighs, s.Neighs)
+	maps.Copy(c.Proxies, s.Proxies)
 	maps.Copy(c.Routes, s.Routes)
 	maps.Copy(c.Rules, s.Rules)
 	maps.Copy(c.Elems, s.Elems)
@@ -60,7 +63,7 @@ func ParseAlias(s string) (uuid string, guest mac.Addr, ok bool) {
 // SysctlLink is the link whose setting a path below /proc/sys is, "" when it
 // is the whole host's.
 func SysctlLink(path string) string {
-	for _, p := range []string{"net/ipv4/conf/", "net/ipv6/conf/"} {
+	for _, p := range []string{"net/ipv4/conf/", "net/ipv6/conf/", "net/ipv6/neigh/"} {
 		if rest, ok := strings.CutPrefix(path, p); ok {
 			link, _, _ := strings.Cut(rest, "/")
 			if link == "all" || link == "default" {
@@ -98,13 +101,15 @@ func Only(s State, links ...string) State {
 
 // Keep copies every object of have that belongs to link into want, in place of
 // what want says of it: the state of a VM that cannot be planned now stays. The
-// rules that its mark needs and the skeleton stay as well.
+// rules that its mark needs, the skeleton, and what covers the rest of a pool of
+// which it has a part stay as well.
 func Keep(want *State, have State, link string) {
 	if want.Links == nil {
 		*want = want.Clone()
 	}
 	dropLink(want, link)
 	copyLink(want, have, link)
+	keepCovers(want, have, link)
 	if want.Skeleton == "" {
 		want.Skeleton = have.Skeleton
 	}
@@ -125,8 +130,35 @@ func Keep(want *State, have State, link string) {
 	}
 }
 
-// copyLink copies what is the link's. Masquerade elements carry
-// the uplink's name, so they are known by the address.
+// keepCovers copies the routes that refuse what is not in use of a prefix that
+// the link has a part of. They name no link. Where something else is wanted in
+// such a place, that is right.
+func keepCovers(want *State, have State, link string) {
+	var parts []Route
+	for r := range have.Routes {
+		if r.Link == link {
+			parts = append(parts, r)
+		}
+	}
+	taken := map[routeKey]bool{}
+	for r := range want.Routes {
+		taken[r.key()] = true
+	}
+	for c := range have.Routes {
+		if c.Kind != "unreachable" || taken[c.key()] {
+			continue
+		}
+		for _, r := range parts {
+			if r.Table == c.Table && r.Dst.Bits() > c.Dst.Bits() && c.Dst.Contains(r.Dst.Addr()) {
+				want.Routes[c] = struct{}{}
+				break
+			}
+		}
+	}
+}
+
+// copyLink copies what is the link's. Masquerade elements and proxies carry the
+// uplink's name, so they are known by the address.
 func copyLink(out *State, s State, link string) {
 	if l, ok := s.Links[link]; ok {
 		out.Links[link] = l
@@ -152,6 +184,11 @@ func copyLink(out *State, s State, link string) {
 		}
 	}
 	own := s.addresses(link)
+	for k := range s.Proxies {
+		if own[host(k.IP)] {
+			out.Proxies[k] = struct{}{}
+		}
+	}
 	for e := range s.Elems {
 		if elemOf(e, link, own) {
 			out.Elems[e] = struct{}{}
@@ -162,6 +199,7 @@ func copyLink(out *State, s State, link string) {
 func dropLink(s *State, link string) {
 	own := s.addresses(link)
 	maps.DeleteFunc(s.Elems, func(e Elem, _ struct{}) bool { return elemOf(e, link, own) })
+	maps.DeleteFunc(s.Proxies, func(k NeighKey, _ struct{}) bool { return own[host(k.IP)] })
 	delete(s.Links, link)
 	maps.DeleteFunc(s.Sysctls, func(p, _ string) bool { return SysctlLink(p) == link })
 	maps.DeleteFunc(s.Addrs, func(a Addr, _ struct{}) bool { return a.Link == link })
@@ -169,7 +207,9 @@ func dropLink(s *State, link string) {
 	maps.DeleteFunc(s.Routes, func(r Route, _ struct{}) bool { return r.Link == link })
 }
 
-// addresses are the guest's addresses behind a link.
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// addresses are the guest's addresses and prefixes behind a link.
 func (s State) addresses(link string) map[netip.Prefix]bool {
 	own := map[netip.Prefix]bool{}
 	for e := range s.Elems {
@@ -191,6 +231,34 @@ func elemOf(e Elem, link string, own map[netip.Prefix]bool) bool {
 	}
 	return e.Link == link
 }
+
+// Split returns the parts of an IPv6 prefix that SetGuard6 and SetMasq6 have
+// elements for: itself when its length is one of PrefixLengths, else those of the
+// next longer one, at most 8. For a prefix longer than /64 or shorter than /45
+// there are none.
+func Split(p netip.Prefix) []netip.Prefix {
+	for _, bits := range slices.Backward(PrefixLengths[:]) {
+		more := int(bits) - p.Bits()
+		if more < 0 {
+			continue
+		}
+		if more > maxSplitBits {
+			break
+		}
+		first := p.Masked().Addr().As16()
+		from := binary.BigEndian.Uint64(first[:8])
+		parts := make([]netip.Prefix, 0, 1<<more)
+		for i := range uint64(1) << more {
+			binary.BigEndian.PutUint64(first[:8], from|i<<(64-bits))
+			parts = append(parts, netip.PrefixFrom(netip.AddrFrom16(first), int(bits)))
+		}
+		return parts
+	}
+	return nil
+}
+
+// maxSplitBits: PrefixLengths are 4 apart, so a prefix is at most 3 bits shorter.
+const maxSplitBits = 3
 
 // sorted returns the keys of m in the order of cmp.
 func sorted[K comparable, V any](m map[K]V, cmp func(a, b K) int) []K {

@@ -32,6 +32,21 @@ func vm(s state.State, bridge, uuid, addr string) state.State {
 
 func one() state.State { return vm(state.New(), "br1", "u1", "192.0.2.1") }
 
+// v6 adds an address that is proxied, and a pool of which a part is delegated.
+func v6(s state.State, bridge string) state.State {
+	a, via := netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("fe80::7")
+	host, part := netip.PrefixFrom(a, 128), netip.MustParsePrefix("2001:db8:1:10::/60")
+	s.Routes[state.Route{Dst: host, Table: 254, Metric: 1024, Link: bridge}] = struct{}{}
+	s.Routes[state.Route{Dst: part, Table: 254, Metric: 1024, Link: bridge, Via: via}] = struct{}{}
+	s.Routes[state.Route{Dst: netip.MustParsePrefix("2001:db8:1::/56"), Table: 254, Metric: 1024, Kind: "unreachable"}] = struct{}{}
+	s.Neighs[state.NeighKey{Link: bridge, IP: via}] = guest
+	s.Proxies[state.NeighKey{Link: "eth0", IP: a}] = struct{}{}
+	s.Elems[state.Elem{Set: state.SetGuard6, Link: bridge, Addr: host}] = struct{}{}
+	s.Elems[state.Elem{Set: state.SetGuard6, Link: bridge, Addr: part}] = struct{}{}
+	s.Elems[state.Elem{Set: state.SetMasq6, Link: "eth0", Addr: part}] = struct{}{}
+	return s
+}
+
 func lines(changes []state.Change) string {
 	var b strings.Builder
 	for _, c := range changes {
@@ -209,6 +224,61 @@ add element spoof4 { "br1" }
 `,
 		},
 		{
+			name: "a prefix, a pool and a proxy come",
+			have: one(),
+			want: v6(one(), "br1"),
+			changes: `add element guard6 { "br1" . 2001:db8::7 }
+add element guard6 { "br1" . 2001:db8:1:10::/60 }
+add element masq6 { "eth0" . 2001:db8:1:10::/60 }
+add neighbour fe80::7 dev br1 lladdr 52:54:00:ab:cd:01 PERMANENT
+add route 2001:db8::7 dev br1 table main proto 32 metric 1024
+add route unreachable 2001:db8:1::/56 table main proto 32 metric 1024
+add route 2001:db8:1:10::/60 via fe80::7 dev br1 table main proto 32 metric 1024
+add proxy 2001:db8::7 dev eth0
+`,
+		},
+		{
+			name: "they go",
+			have: v6(one(), "br1"),
+			want: one(),
+			changes: `delete proxy 2001:db8::7 dev eth0
+delete route 2001:db8::7 dev br1 table main proto 32 metric 1024
+delete route unreachable 2001:db8:1::/56 table main proto 32 metric 1024
+delete route 2001:db8:1:10::/60 via fe80::7 dev br1 table main proto 32 metric 1024
+flush connections of 2001:db8::7
+flush connections of 2001:db8:1:10::/60
+delete element guard6 { "br1" . 2001:db8::7 }
+delete element guard6 { "br1" . 2001:db8:1:10::/60 }
+delete element masq6 { "eth0" . 2001:db8:1:10::/60 }
+delete neighbour fe80::7 dev br1 lladdr 52:54:00:ab:cd:01 PERMANENT
+`,
+		},
+		{
+			name: "the whole pool is delegated, to another router, and comes back",
+			have: edit(one(), func(s *state.State) {
+				s.Routes[state.Route{Dst: netip.MustParsePrefix("2001:db8:1::/56"), Table: 254, Metric: 1024, Kind: "unreachable"}] = struct{}{}
+				s.Routes[state.Route{Dst: netip.MustParsePrefix("2001:db8:2::/56"), Table: 254, Metric: 1024, Link: "br1", Via: netip.MustParseAddr("fe80::7")}] = struct{}{}
+			}),
+			want: edit(one(), func(s *state.State) {
+				s.Routes[state.Route{Dst: netip.MustParsePrefix("2001:db8:1::/56"), Table: 254, Metric: 1024, Link: "br1", Via: netip.MustParseAddr("fe80::7")}] = struct{}{}
+				s.Routes[state.Route{Dst: netip.MustParsePrefix("2001:db8:2::/56"), Table: 254, Metric: 1024, Link: "br1", Via: netip.MustParseAddr("fe80::8")}] = struct{}{}
+			}),
+			changes: `replace route 2001:db8:1::/56 via fe80::7 dev br1 table main proto 32 metric 1024 (was: unreachable 2001:db8:1::/56 table main proto 32 metric 1024)
+replace route 2001:db8:2::/56 via fe80::8 dev br1 table main proto 32 metric 1024 (was: 2001:db8:2::/56 via fe80::7 dev br1 table main proto 32 metric 1024)
+`,
+		},
+		{
+			name: "a proxy moves to another uplink",
+			have: v6(one(), "br1"),
+			want: edit(v6(one(), "br1"), func(s *state.State) {
+				clear(s.Proxies)
+				s.Proxies[state.NeighKey{Link: "eth1", IP: netip.MustParseAddr("2001:db8::7")}] = struct{}{}
+			}),
+			changes: `delete proxy 2001:db8::7 dev eth0
+add proxy 2001:db8::7 dev eth1
+`,
+		},
+		{
 			name: "no skeleton planned but links: the table stays",
 			have: one(),
 			want: edit(one(), func(s *state.State) { s.Skeleton = "" }),
@@ -259,11 +329,79 @@ func TestOnlyAndKeep(t *testing.T) {
 	}
 }
 
+// Prefixes and proxies are their link's; what covers the rest of a pool is kept
+// with a part of it, and removed by nobody who removes one link.
+func TestOnlyAndKeepIPv6(t *testing.T) {
+	both := vm(v6(one(), "br1"), "br2", "u2", "192.0.2.2")
+	host := state.Route{Dst: netip.MustParsePrefix("2001:db8::/32"), Table: 254, Metric: 4096, Kind: "unreachable"}
+	both.Routes[host] = struct{}{}
+	both.Proxies[state.NeighKey{Link: "eth0", IP: netip.MustParseAddr("2001:db8::99")}] = struct{}{}
+
+	want := v6(one(), "br1")
+	want.Skeleton = ""
+	for r := range want.Routes {
+		if r.Kind != "" {
+			delete(want.Routes, r)
+		}
+	}
+	if diff := cmp.Diff(want.String(), state.Only(both, "br1").String()); diff != "" {
+		t.Errorf("only br1 (-want +got):\n%s", diff)
+	}
+
+	kept := vm(state.New(), "br2", "u2", "192.0.2.2")
+	kept.Proxies[state.NeighKey{Link: "eth0", IP: netip.MustParseAddr("2001:db8::99")}] = struct{}{}
+	taken := kept.Clone()
+	state.Keep(&kept, both, "br1")
+	if diff := cmp.Diff(both.String(), kept.String()); diff != "" {
+		t.Errorf("br1 kept (-want +got):\n%s", diff)
+	}
+	over := state.Route{Dst: netip.MustParsePrefix("2001:db8:1::/56"), Table: 254, Metric: 1024, Link: "br2"}
+	taken.Routes[over] = struct{}{}
+	state.Keep(&taken, both, "br1")
+	for r := range taken.Routes {
+		if r.Dst == over.Dst && r != over {
+			t.Errorf("kept in the place of a wanted route: %s", r)
+		}
+	}
+	gone := v6(one(), "br1")
+	state.Keep(&gone, one(), "br1")
+	if len(gone.Proxies) > 0 {
+		t.Errorf("a proxy that is not there is kept: %s", gone)
+	}
+}
+
+func TestSplit(t *testing.T) {
+	for _, tt := range []struct {
+		in          string
+		n           int
+		first, last string
+	}{
+		{"2001:db8:1:2::/64", 1, "2001:db8:1:2::/64", "2001:db8:1:2::/64"},
+		{"2001:db8:1:2::/63", 2, "2001:db8:1:2::/64", "2001:db8:1:3::/64"},
+		{"2001:db8:1:10::/60", 1, "2001:db8:1:10::/60", "2001:db8:1:10::/60"},
+		{"2001:db8:1:80::/57", 8, "2001:db8:1:80::/60", "2001:db8:1:f0::/60"},
+		{"2001:db8:1:1ff::/55", 2, "2001:db8:1::/56", "2001:db8:1:100::/56"},
+		{"2001:db8:1:8000::/49", 8, "2001:db8:1:8000::/52", "2001:db8:1:f000::/52"},
+		{"2001:db8:8::/45", 8, "2001:db8:8::/48", "2001:db8:f::/48"},
+		{in: "2001:db8::/44"},
+		{in: "::/0"},
+		{in: "2001:db8::/65"},
+		{in: "2001:db8::7/128"},
+		{in: "192.0.2.0/24"},
+	} {
+		got := state.Split(netip.MustParsePrefix(tt.in))
+		if len(got) != tt.n || tt.n > 0 && (got[0] != netip.MustParsePrefix(tt.first) || got[tt.n-1] != netip.MustParsePrefix(tt.last)) {
+			t.Errorf("%s: %v", tt.in, got)
+		}
+	}
+}
+
 func TestCloneSharesNothing(t *testing.T) {
 	a := one()
 	b := a.Clone()
 	clear(a.Routes)
 	clear(a.Elems)
+	a.Proxies[state.NeighKey{}] = struct{}{}
 	if diff := cmp.Diff(one().String(), b.String()); diff != "" {
 		t.Errorf("the clone changed (-want +got):\n%s", diff)
 	}
@@ -294,7 +432,9 @@ func TestAlias(t *testing.T) {
 }
 
 func TestJSON(t *testing.T) {
-	b, err := json.Marshal(one())
+	s := one()
+	s.Proxies[state.NeighKey{Link: "eth0", IP: netip.MustParseAddr("2001:db8::7")}] = struct{}{}
+	b, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,6 +442,7 @@ func TestJSON(t *testing.T) {
 		`"sysctls":[{"path":"net/ipv4/conf/br1/arp_ignore","value":"8"}],` +
 		`"addresses":[{"link":"br1","prefix":"169.254.0.1/32"}],` +
 		`"neighbours":[{"link":"br1","ip":"192.0.2.1","mac":"52:54:00:ab:cd:01"}],` +
+		`"proxies":[{"link":"eth0","ip":"2001:db8::7"}],` +
 		`"rules":[],` +
 		`"routes":[{"dst":"192.0.2.1/32","table":254,"metric":1024,"link":"br1"}],` +
 		`"skeleton":"v1",` +

@@ -34,17 +34,25 @@ func (n Neigh) String() string {
 	return n.IP.String() + " dev " + n.Link + " lladdr " + n.MAC.String() + " PERMANENT"
 }
 
+// proxyString is a proxy like "ip neigh show proxy" prints it, without that
+// word.
+func proxyString(k NeighKey) string { return k.IP.String() + " dev " + k.Link }
+
+// prefixString leaves out the length of a single address.
+func prefixString(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
 // String is the route like "ip route show table all" prints it.
 func (r Route) String() string {
 	var s string
 	if r.Kind != "" {
 		s = r.Kind + " "
 	}
-	if r.Dst.IsSingleIP() {
-		s += r.Dst.Addr().String()
-	} else {
-		s += r.Dst.String()
-	}
+	s += prefixString(r.Dst)
 	if r.Via.IsValid() {
 		s += " via " + r.Via.String()
 	}
@@ -86,11 +94,8 @@ func (r Rule) String() string {
 // String is the element like "nft list set" prints it, with the set's name.
 func (e Elem) String() string {
 	s := e.Set + " { \"" + e.Link + "\""
-	switch {
-	case e.Addr.IsValid() && e.Addr.IsSingleIP():
-		s += " . " + e.Addr.Addr().String()
-	case e.Addr.IsValid():
-		s += " . " + e.Addr.String()
+	if e.Addr.IsValid() {
+		s += " . " + prefixString(e.Addr)
 	}
 	if !e.MAC.IsZero() {
 		s += " . " + e.MAC.String()
@@ -120,6 +125,8 @@ func (c Change) String() string {
 		s += "address " + c.Addr.String()
 	case c.Neigh != nil:
 		s += "neighbour " + c.Neigh.String()
+	case c.Proxy != nil:
+		s += "proxy " + proxyString(*c.Proxy)
 	case c.Route != nil:
 		s += "route " + c.Route.String()
 	case c.Rule != nil:
@@ -129,7 +136,7 @@ func (c Change) String() string {
 	case c.Elem != nil:
 		s += "element " + c.Elem.String()
 	case c.Flow != nil:
-		s += "connections of " + c.Flow.String()
+		s += "connections of " + prefixString(*c.Flow)
 	}
 	if c.Was != "" {
 		s += " (was: " + c.Was + ")"
@@ -153,6 +160,9 @@ func (s State) String() string {
 	for _, k := range sorted(s.Neighs, compareNeigh) {
 		fmt.Fprintln(&b, "neighbour", Neigh{k, s.Neighs[k]})
 	}
+	for _, k := range sorted(s.Proxies, compareNeigh) {
+		fmt.Fprintln(&b, "proxy", proxyString(k))
+	}
 	for _, r := range sorted(s.Rules, compareRule) {
 		fmt.Fprintln(&b, "rule", r)
 	}
@@ -174,6 +184,7 @@ type Document struct {
 	Sysctls    []Sysctl        `json:"sysctls"`
 	Addresses  []AddrDocument  `json:"addresses"`
 	Neighbours []NeighDocument `json:"neighbours"`
+	Proxies    []ProxyDocument `json:"proxies"`
 	Rules      []RuleDocument  `json:"rules"`
 	Routes     []RouteDocument `json:"routes"`
 	Skeleton   string          `json:"skeleton"`
@@ -202,6 +213,12 @@ type NeighDocument struct {
 	Link string     `json:"link"`
 	IP   netip.Addr `json:"ip"`
 	MAC  mac.Addr   `json:"mac"`
+}
+
+// ProxyDocument is one of State.Proxies in JSON.
+type ProxyDocument struct {
+	Link string     `json:"link"`
+	IP   netip.Addr `json:"ip"`
 }
 
 // RuleDocument is a Rule in JSON; Family is "ipv4" or "ipv6".
@@ -240,6 +257,7 @@ func (s State) Document() Document {
 		Sysctls:    []Sysctl{},
 		Addresses:  []AddrDocument{},
 		Neighbours: []NeighDocument{},
+		Proxies:    []ProxyDocument{},
 		Rules:      []RuleDocument{},
 		Routes:     []RouteDocument{},
 		Skeleton:   s.Skeleton,
@@ -261,6 +279,9 @@ func (s State) Document() Document {
 	}
 	for _, k := range sorted(s.Neighs, compareNeigh) {
 		d.Neighbours = append(d.Neighbours, NeighDocument{Link: k.Link, IP: k.IP, MAC: s.Neighs[k]})
+	}
+	for _, k := range sorted(s.Proxies, compareNeigh) {
+		d.Proxies = append(d.Proxies, ProxyDocument(k))
 	}
 	for _, r := range sorted(s.Rules, compareRule) {
 		doc := RuleDocument{"ipv4", r.Priority, r.Mark, r.Table, r.SuppressDefault, r.HostRoutesOnly}

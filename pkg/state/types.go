@@ -50,7 +50,7 @@ type Addr struct {
 	Prefix netip.Prefix
 }
 
-// NeighKey names a neighbour entry.
+// NeighKey names a neighbour entry: one with a MAC, or a proxy.
 type NeighKey struct {
 	Link string
 	IP   netip.Addr
@@ -83,7 +83,7 @@ type Rule struct {
 type Elem struct {
 	Set  string       // one of the Set... names
 	Link string       // ifname part of the key
-	Addr netip.Prefix // address part of the key
+	Addr netip.Prefix // address part of the key: an address or, in SetGuard6 and SetMasq6, one of PrefixLengths
 	MAC  mac.Addr     // ether part of the key
 	Mark uint32       // value, in SetMark
 }
@@ -102,16 +102,22 @@ const (
 	SetRogue    = "rogue"     // ifname, with a counter: dropped as a DHCP server's
 )
 
+// PrefixLengths are the lengths of the prefixes that sources are looked for by,
+// after the whole address: SetGuard6 and SetMasq6 are, in the kernel, one set for
+// addresses and one for each of these.
+var PrefixLengths = [...]uint8{64, 60, 56, 52, 48}
+
 // Scope restricts a read. The zero value is everything that is ours.
 type Scope struct {
 	// Links, when there are any, are the only bridges whose objects are read.
-	// Such a read has no rules; it has the skeleton, which is the host's.
+	// Such a read has no rules and no route without a link; it has the skeleton,
+	// which is the host's.
 	Links []string
 	// Sysctls are paths below /proc/sys to read beside those of the bridges,
 	// which are always read: (State).HostSysctls of what is wanted.
 	Sysctls []string
-	// Prepared leaves out what plan.Prepare leaves out: neighbours, routes, rules
-	// and elements. With Links, the time it takes does not grow with the number
+	// Prepared leaves out what plan.Prepare leaves out: neighbours, proxies,
+	// routes, rules and elements. With Links, the time it takes does not grow with the number
 	// of VMs.
 	Prepared bool
 }
@@ -125,7 +131,7 @@ const (
 	Add     Verb = "add"
 	Replace Verb = "replace"
 	Delete  Verb = "delete"
-	Flush   Verb = "flush" // conntrack entries of an address
+	Flush   Verb = "flush" // conntrack entries of a prefix
 )
 
 // Change is one step from one state to another. Exactly one of the pointers is
@@ -142,7 +148,7 @@ type Change struct {
 	Rule     *Rule
 	Skeleton *string
 	Elem     *Elem
-	Flow     *netip.Addr // conntrack: with Flush
+	Flow     *netip.Prefix // conntrack: with Flush
 }
 
 // Sysctl is one path below /proc/sys and its value.

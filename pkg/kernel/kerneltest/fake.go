@@ -39,8 +39,8 @@ type Fake struct {
 	Writes, Reads int
 	// Applied has the changes that were made, as text, in order.
 	Applied []string
-	// Flushed are the addresses whose connections were flushed.
-	Flushed []netip.Addr
+	// Flushed are the addresses and prefixes whose connections were flushed.
+	Flushed []netip.Prefix
 
 	mu    sync.Mutex
 	state state.State
@@ -125,6 +125,7 @@ func (f *Fake) Read(ctx context.Context, scope state.Scope) (state.State, error)
 	})
 	if scope.Prepared {
 		clear(s.Neighs)
+		clear(s.Proxies)
 		clear(s.Routes)
 		clear(s.Rules)
 		clear(s.Elems)
@@ -192,6 +193,8 @@ func (f *Fake) apply(c state.Change) error {
 			return unix.ENODEV
 		}
 		s.Neighs[c.Neigh.NeighKey] = c.Neigh.MAC
+	case c.Proxy != nil:
+		return set(s.Proxies, *c.Proxy, remove, f.exists(c.Proxy.Link))
 	case c.Route != nil:
 		if c.Verb == state.Replace {
 			maps.DeleteFunc(s.Routes, func(r state.Route, _ struct{}) bool {
