@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
 )
@@ -105,6 +106,11 @@ func (o *operation) clear(ctx context.Context, bridges []string, links bool) err
 		return err
 	} else if alone {
 		have, want = all, state.New()
+		for r := range all.Routes {
+			if r.Metric == plan.MetricPool { // the agent's: no VM has it
+				want.Routes[r] = struct{}{}
+			}
+		}
 	}
 	if _, err := o.kernel.Apply(ctx, state.Diff(have, want)); err != nil {
 		return fmt.Errorf("tear down %v: %w", bridges, err)

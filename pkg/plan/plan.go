@@ -37,8 +37,8 @@ const (
 	defaultLease = time.Hour
 )
 
-// Build plans the network of the VMs, all of them: whatever is not in the
-// result has no place on the host. The order of vms does not matter.
+// Build plans the network of the VMs, all of them, and of the networks' pools:
+// whatever is not in the result has no place on the host. The order of vms does not matter.
 func Build(vms []intent.VM, c config.Config, f Facts) Desired {
 	b := builder{
 		config:  c,
@@ -46,7 +46,9 @@ func Build(vms []intent.VM, c config.Config, f Facts) Desired {
 		tables:  Tables(c),
 		gateway: mac.MustParse(marks.GatewayMAC),
 		state:   state.New(),
+		places:  map[place]bool{},
 	}
+	b.pools()
 	d := Desired{State: b.state, Bindings: map[uuid.UUID]responder.Binding{}}
 	if len(vms) == 0 {
 		return d
@@ -100,6 +102,7 @@ type builder struct {
 	tables  []config.Table
 	gateway mac.Addr
 	state   state.State
+	places  map[place]bool // that routes of VMs have
 }
 
 func (b *builder) vm(vm intent.VM) responder.Binding {
@@ -121,6 +124,7 @@ func (b *builder) vm(vm intent.VM) responder.Binding {
 			for _, a := range n.Addrs6 {
 				b.address(n, a)
 			}
+			b.prefixes(n)
 		}
 		for _, a := range n.Leased {
 			if a.Is4() || b.ipv6(mtu) {
@@ -255,14 +259,8 @@ func (b *builder) address(n intent.NIC, a netip.Addr) {
 		b.elem(state.Elem{Set: masq, Link: uplink, Addr: host})
 	}
 	b.state.Neighs[state.NeighKey{Link: n.Bridge, IP: a}] = n.MAC
-	r := state.Route{Dst: host, Table: uint32(n.Network.Table), Metric: marks.RouteMetric, Link: n.Bridge}
-	if r.Table == 0 {
-		r.Table = uint32(config.TableMain)
-	}
-	if !n.Network.Announce {
-		r.Metric = MetricLocal
-	}
-	b.state.Routes[r] = struct{}{}
+	b.route(n.Network, state.Route{Dst: host, Link: n.Bridge})
+	b.proxy(n, a)
 }
 
 // sharedSpace is RFC 6598.
@@ -359,8 +357,12 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 	if len(n.Addrs6) > 0 && b.ipv6(mtu) {
 		out.V6.Addrs = slices.Clone(n.Addrs6)
 	}
-	if (len(n.Addrs6) > 0 || n.Relays6()) && b.ipv6(mtu) {
+	// Also while nothing has been taken from the pool yet: a guest that has been
+	// given something keeps its default route.
+	if n.IPv6() && b.ipv6(mtu) {
 		out.V6.RouterLifetime = routerLifetime
+		out.V6.Prefixes = advertised(n.Prefixes)
+		out.V6.PREF64, out.V6.AFTR = n.Network.PREF64, n.Network.AFTR
 	}
 	return out
 }

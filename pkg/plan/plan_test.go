@@ -34,6 +34,7 @@ type input struct {
 		Resolvers        []string
 		AcceptRA         []string `yaml:"accept_ra"`
 		NoIPv6           bool     `yaml:"no_ipv6"`
+		Pools            map[string][]string
 	}
 	Forwarding string
 	Networks   map[string]struct {
@@ -43,6 +44,9 @@ type input struct {
 		DNS    []string
 		MTU    uint16
 		Local  bool
+		PREF64 string
+		AFTR   string
+		Proxy  bool `yaml:"proxy_ndp"`
 	}
 	VMs []struct {
 		UUID, Name, Hostname string
@@ -54,6 +58,14 @@ type input struct {
 			Search               []string
 			NAT                  string
 			Lease                string
+			Leased               []string
+			Prefixes             []struct {
+				Net, Mode, Exclude string
+				Length             uint8
+				OnLink, Deprecated bool
+				Until              int64
+			}
+			Delegated []struct{ Prefix, Via string }
 		}
 	}
 }
@@ -85,9 +97,17 @@ func (in input) config(t *testing.T) config.Config {
 			p.NAT = config.NAT(n.NAT)
 		}
 		p.DNS, p.MTU, p.Announce = addrs(t, n.DNS), n.MTU, !n.Local
+		p.PREF64, p.AFTR, p.ProxyNDP = prefix(n.PREF64), n.AFTR, n.Proxy
 		c.Networks[name] = p
 	}
 	return c
+}
+
+func prefix(s string) netip.Prefix {
+	if s == "" {
+		return netip.Prefix{}
+	}
+	return netip.MustParsePrefix(s)
 }
 
 func network(name string) config.Network {
@@ -131,6 +151,16 @@ func (in input) vms(t *testing.T, c config.Config) []intent.VM {
 					nic.Addrs6 = append(nic.Addrs6, a)
 				}
 			}
+			nic.Leased = addrs(t, n.Leased)
+			for _, p := range n.Prefixes {
+				nic.Prefixes = append(nic.Prefixes, intent.Prefix{
+					Net: prefix(p.Net), Mode: p.Mode, Length: p.Length, Exclude: prefix(p.Exclude), OnLink: p.OnLink,
+					Deprecated: p.Deprecated, Until: p.Until,
+				})
+			}
+			for _, d := range n.Delegated {
+				nic.Delegated = append(nic.Delegated, intent.Delegation{Prefix: prefix(d.Prefix), Via: netip.MustParseAddr(d.Via)})
+			}
 			for _, r := range n.Routes {
 				nic.Routes = append(nic.Routes, netip.MustParsePrefix(r))
 			}
@@ -153,6 +183,12 @@ func (in input) vms(t *testing.T, c config.Config) []intent.VM {
 
 func (in input) facts(t *testing.T) plan.Facts {
 	t.Helper()
+	pools := map[string][]netip.Prefix{}
+	for name, bases := range in.Facts.Pools {
+		for _, p := range bases {
+			pools[name] = append(pools[name], prefix(p))
+		}
+	}
 	return plan.Facts{
 		Uplink4:   in.Facts.Uplink4,
 		Uplink6:   in.Facts.Uplink6,
@@ -160,6 +196,7 @@ func (in input) facts(t *testing.T) plan.Facts {
 		Resolvers: addrs(t, in.Facts.Resolvers),
 		AcceptRA:  in.Facts.AcceptRA,
 		NoIPv6:    in.Facts.NoIPv6,
+		Pools:     pools,
 	}
 }
 
@@ -247,6 +284,12 @@ func TestBuildNothing(t *testing.T) {
 	if got := d.State.String(); got != "" {
 		t.Errorf("plan for no VM: %s", got)
 	}
+	// A pool is covered all the same.
+	f := plan.Facts{Pools: map[string][]netip.Prefix{"default": {netip.MustParsePrefix("2001:db8::/56")}, "none": {netip.MustParsePrefix("2001:db8:1::/56")}}}
+	d = plan.Build(nil, config.Config{Networks: map[string]config.Network{"default": network("default")}}, f)
+	if got, want := d.State.String(), "route unreachable 2001:db8::/56 table main proto 32 metric 4096\n"; got != want {
+		t.Errorf("plan for a pool without VMs: %s", got)
+	}
 }
 
 func TestPrepare(t *testing.T) {
@@ -259,7 +302,7 @@ func TestPrepare(t *testing.T) {
 	if len(p.Links) != len(d.State.Links) || len(p.Sysctls) != len(d.State.Sysctls) || len(p.Addrs) != len(d.State.Addrs) || p.Skeleton == "" {
 		t.Errorf("part of the preparation lacks:\n%s", p)
 	}
-	if n := len(p.Elems) + len(p.Routes) + len(p.Rules) + len(p.Neighs); n != 0 {
+	if n := len(p.Elems) + len(p.Routes) + len(p.Rules) + len(p.Neighs) + len(p.Proxies); n != 0 {
 		t.Errorf("%d objects too many:\n%s", n, p)
 	}
 }

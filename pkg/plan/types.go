@@ -29,6 +29,8 @@ type Facts struct {
 	NoIPv6 bool
 	// Resolvers are the host's upstream DNS servers, never loopback ones.
 	Resolvers []netip.Addr
+	// Pools are the IPv6 prefixes that VMs' are taken from, by the network's name.
+	Pools map[string][]netip.Prefix
 }
 
 // Desired is the outcome of planning.

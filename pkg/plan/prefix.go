@@ -1,0 +1,140 @@
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/intent"
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/responder"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// MetricPool is the metric of the routes that refuse what is not in use of a
+// network's pool: more than that of a VM that has the whole of it.
+const MetricPool = 4 * marks.RouteMetric
+
+const unreachable = "unreachable" // as state.Route has it
+
+// prefixes plans the IPv6 prefixes of the NIC: on the link those of which the
+// guest makes its own addresses, behind the guest those that it routes.
+func (b *builder) prefixes(n intent.NIC) {
+	for _, p := range n.Prefixes {
+		switch {
+		case !p.Net.IsValid(): // not taken from the pool yet
+		case p.Mode == responder.ModeSLAAC:
+			b.prefix(n, p.Net, netip.Addr{})
+		case p.Mode == responder.ModeRoute:
+			b.prefix(n, p.Net, n.MAC.LinkLocal())
+		case p.Mode == responder.ModeDelegate && p.Exclude.IsValid():
+			b.prefix(n, p.Exclude, netip.Addr{})
+		}
+	}
+	for _, d := range n.Delegated {
+		// The guest chose it. The kernel refuses its own address as next hop.
+		if d.Via.IsLinkLocalUnicast() && d.Via.Zone() == "" && d.Via != n.Network.Gateway6 {
+			b.prefix(n, d.Prefix, d.Via)
+		}
+	}
+	for _, p := range n.Prefixes {
+		if p.Net.IsValid() && p.Mode == responder.ModeDelegate {
+			// What is not delegated must not take the default route back to where it
+			// came from. Where all of it is, that route is in this one's place.
+			b.route(n.Network, state.Route{Dst: p.Net.Masked(), Kind: unreachable})
+		}
+	}
+}
+
+// prefix plans one prefix, on the link or by way of an address of the guest. One
+// that the guard could not know is left out: nothing could be sent from it.
+func (b *builder) prefix(n intent.NIC, p netip.Prefix, via netip.Addr) {
+	p = p.Masked()
+	parts := state.Split(p)
+	if len(parts) == 0 || !b.route(n.Network, state.Route{Dst: p, Link: n.Bridge, Via: via}) {
+		return
+	}
+	_, uplink := Uplinks(n.Network, b.facts)
+	for _, part := range parts {
+		b.elem(state.Elem{Set: state.SetGuard6, Link: n.Bridge, Addr: part})
+		if uplink != "" && masqueraded(n.NAT, p.Addr()) {
+			b.elem(state.Elem{Set: state.SetMasq6, Link: uplink, Addr: part})
+		}
+	}
+	if via.IsValid() {
+		b.state.Neighs[state.NeighKey{Link: n.Bridge, IP: via}] = n.MAC
+	}
+}
+
+// place is what only one route can have.
+type place struct {
+	dst   netip.Prefix
+	table uint32
+}
+
+// route plans a route of a VM in the network's table. It reports whether the
+// place was free: of two routes to the same, the first stays.
+func (b *builder) route(network config.Network, r state.Route) bool {
+	r.Table, r.Metric = tableOf(network), marks.RouteMetric
+	if !network.Announce {
+		r.Metric = MetricLocal
+	}
+	at := place{r.Dst, r.Table}
+	if b.places[at] {
+		return false
+	}
+	b.places[at] = true
+	b.state.Routes[r] = struct{}{}
+	return true
+}
+
+func tableOf(network config.Network) uint32 {
+	if network.Table == 0 {
+		return uint32(config.TableMain)
+	}
+	return uint32(network.Table)
+}
+
+// pools plans, VMs or not, that nothing of a pool that nobody has is sent back to
+// where it came from.
+func (b *builder) pools() {
+	if b.facts.NoIPv6 {
+		return
+	}
+	for name, bases := range b.facts.Pools {
+		network, ok := b.config.Networks[name]
+		if !ok {
+			continue
+		}
+		for _, p := range bases {
+			r := state.Route{Dst: p.Masked(), Table: tableOf(network), Metric: MetricPool, Kind: unreachable}
+			b.state.Routes[r] = struct{}{}
+		}
+	}
+}
+
+// proxy plans that the host answers Neighbour Solicitations for an address on the
+// uplink, without the random delay that RFC 4861 §7.2.8 asks for where several
+// may answer: nobody else does.
+func (b *builder) proxy(n intent.NIC, a netip.Addr) {
+	_, uplink := Uplinks(n.Network, b.facts)
+	if !n.Network.ProxyNDP || uplink == "" || !a.Is6() {
+		return
+	}
+	b.state.Proxies[state.NeighKey{Link: uplink, IP: a}] = struct{}{}
+	b.state.Sysctls["net/ipv6/conf/"+uplink+"/proxy_ndp"] = "1"
+	b.state.Sysctls["net/ipv6/neigh/"+uplink+"/proxy_delay"] = "0"
+}
+
+// advertised are the prefixes that the responder speaks of.
+func advertised(prefixes []intent.Prefix) responder.Prefixes {
+	var out responder.Prefixes
+	for _, p := range prefixes {
+		if p.Net.IsValid() && (p.Mode == responder.ModeSLAAC || p.Mode == responder.ModeDelegate) {
+			out = append(out, responder.Prefix{
+				Net: p.Net, Mode: p.Mode, Length: p.Length, Exclude: p.Exclude, OnLink: p.OnLink,
+				Deprecated: p.Deprecated, Until: p.Until,
+			})
+		}
+	}
+	return out
+}
