@@ -113,6 +113,7 @@ const (
 	ENamespace    Code = "E110" // the annotation is there but not as we can read it
 	ENetwork      Code = "E111" // no such network in the configuration
 	EConfig       Code = "E112" // the host's configuration is wrong
+	EPoolFull     Code = "E113" // the network's IPv6 pool has no room for what is asked with auto
 	EUnsupported  Code = "E120" // part of the schema that this version does not do
 	EStart        Code = "E130" // the responder or bridge could not be set up
 	WAddressInUse Code = "W101" // somebody else has the address, and the network says to start all the same
@@ -121,4 +122,5 @@ const (
 	WUplink       Code = "W208" // no default route, so no uplink to masquerade to
 	WLease        Code = "W209" // a lease of another server's cannot be used
 	WBootLoop     Code = "W210" // iPXE is booted, and nothing says what iPXE boots
+	WNoPool       Code = "W211" // the network's IPv6 pool has no prefix yet
 )
