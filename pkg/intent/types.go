@@ -38,6 +38,7 @@ type NIC struct {
 	// Auto6 asks for an address from the network's pool; once it is taken it is
 	// in Addrs6.
 	Auto6     bool
+	Old6      []netip.Addr // of a pool on its way out: still routed and allowed, not given any more
 	Prefixes  []Prefix
 	Delegated []Delegation // what the guest has been given of them, and what servers gave it that it is relayed to
 	Leased    []netip.Addr // of both families, by servers that it is relayed to: routed and allowed as well
@@ -91,4 +92,4 @@ func (n NIC) IPv6() bool {
 }
 
 // Addrs are all addresses of the NIC.
-func (n NIC) Addrs() []netip.Addr { return slices.Concat(n.Addrs4, n.Addrs6, n.Leased) }
+func (n NIC) Addrs() []netip.Addr { return slices.Concat(n.Addrs4, n.Addrs6, n.Old6, n.Leased) }

@@ -126,7 +126,7 @@ func (b *builder) vm(vm intent.VM) responder.Binding {
 			}
 			b.prefixes(n)
 		}
-		for _, a := range n.Leased {
+		for _, a := range slices.Concat(n.Old6, n.Leased) {
 			if a.Is4() || b.ipv6(mtu) {
 				b.address(n, a)
 			}

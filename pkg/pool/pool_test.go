@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,7 @@ func got(t *testing.T, p *pool.Pool, v *intent.VM, now time.Time) string {
 		t.Errorf("the pool is not valid any more: %v", err)
 	}
 	var s []string
-	for _, a := range v.NICs[0].Addrs6 {
+	for _, a := range slices.Concat(v.NICs[0].Addrs6, v.NICs[0].Old6) {
 		s = append(s, a.String())
 	}
 	for _, x := range v.NICs[0].Prefixes {
@@ -354,7 +355,7 @@ func TestWalk(t *testing.T) {
 				t.Fatalf("%s moved:\n%s", v.Name, d)
 			}
 			all := make([]netip.Prefix, 0, 8)
-			for _, a := range v.NICs[0].Addrs6 {
+			for _, a := range slices.Concat(v.NICs[0].Addrs6, v.NICs[0].Old6) {
 				all = append(all, netip.PrefixFrom(a, 128))
 			}
 			for _, x := range v.NICs[0].Prefixes {

@@ -25,9 +25,10 @@ const (
 )
 
 // Resolve gives the NICs of a VM that are of this network what they ask for with
-// auto, and fills it in: the address into Addrs6, the prefix into Prefixes, and
-// behind them what they still have of bases on their way out. The VM is one as
-// intent derives it, also when it asks for nothing (any more): what it had is free. What cannot be given is left out, and said: EPoolFull when
+// auto, and fills it in: the address into Addrs6, the prefix into Prefixes; what
+// they still have of bases on their way out into Old6 and at the end of Prefixes.
+// The VM is one as intent derives it, also when it asks for nothing (any more):
+// what it had is free. What cannot be given is left out, and said: EPoolFull when
 // there is no room, WNoPool when there is no base (yet). When changed is true the
 // pool is to be written before the VM uses what it got.
 func (p *Pool) Resolve(vm *intent.VM, network string, now time.Time) (changed bool, problems problem.List) {
@@ -105,13 +106,8 @@ func (r *resolver) free() {
 func (r *resolver) nic(n *intent.NIC) {
 	if n.Auto6 {
 		now, later := r.have(n, useAddr, 128, n.Line)
-		addrs := slices.Clip(n.Addrs6)
-		for _, h := range slices.Concat(now, later) {
-			if a := h.at.Addr(); !slices.Contains(addrs, a) {
-				addrs = append(addrs, a)
-			}
-		}
-		n.Addrs6 = addrs
+		n.Addrs6 = with(n.Addrs6, now)
+		n.Old6 = with(nil, later)
 	}
 	var prefixes, out []intent.Prefix
 	auto := 0
@@ -130,6 +126,17 @@ func (r *resolver) nic(n *intent.NIC) {
 		}
 	}
 	n.Prefixes = append(prefixes, out...)
+}
+
+// with are the addresses and what is held, each once.
+func with(addrs []netip.Addr, more []held) []netip.Addr {
+	addrs = slices.Clip(addrs)
+	for _, h := range more {
+		if a := h.at.Addr(); !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }
 
 // held is something that a NIC has of a base.
