@@ -72,6 +72,11 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 		return o.failed("cannot set up the network", err)
 	}
 	defer unlock()
+	vm, ps := o.numbered(vm, c)
+	if len(ps.Fatal()) > 0 {
+		return ps.Fatal()
+	}
+	warnings = append(warnings, ps...)
 	if ps := o.conflicts(ctx, vm, c); len(ps) > 0 {
 		return ps
 	}
@@ -97,6 +102,24 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 		return slices.Concat(o.failed("cannot make the bridge", err), o.undoLocked(ctx, vm))
 	}
 	return nil
+}
+
+// numbered is the VM with what it gets from its networks' pools. A pool that cannot
+// be read or written is said and does not keep the VM from starting.
+func (o *operation) numbered(vm intent.VM, c config.Config) (intent.VM, problem.List) {
+	pools, errs := o.spool.OpenPools(c, o.Now())
+	given, ps := pools.Resolve(vm)
+	if len(ps.Fatal()) > 0 {
+		return vm, ps
+	}
+	if err := pools.Save(); err != nil {
+		errs = append(errs, err)
+		given = vm // or two VMs would get the same
+	}
+	for _, err := range errs {
+		o.Log.Warn(err)
+	}
+	return given, ps
 }
 
 // writeBinding writes what the responder is started with. Without a lease file it
@@ -320,6 +343,8 @@ func (o *operation) redeclare(ctx context.Context, vm intent.VM, c config.Config
 		return o.failed("cannot look after the running VM", err)
 	}
 	defer unlock()
+	vm, ps := o.numbered(vm, c)
+	o.warn(ps)
 	if d, err := o.spool.Declaration(vm.UUID); err != nil || !d.Live(o.Now(), true) {
 		if err := o.spool.WriteDeclaration(spool.Declaration{
 			UUID: vm.UUID, Name: vm.Name, Generation: d.Generation + 1, Phase: spool.Started, At: o.Now(),

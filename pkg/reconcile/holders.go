@@ -102,6 +102,11 @@ func (p *pass) lengths() []int {
 					ls = append(ls, net.Bits())
 				}
 			}
+			for _, x := range n.Prefixes {
+				if x.Auto != 0 {
+					ls = append(ls, int(x.Auto)) // not taken from the pool yet
+				}
+			}
 		}
 	}
 	for id, v := range p.vms {

@@ -188,7 +188,8 @@ const (
 	sweepEvery = time.Hour
 )
 
-// sweepLeases removes the lease files of domains that are no more.
+// sweepLeases removes the lease files of domains that are no more, and looks up
+// for the pools which are.
 func (l *Loop) sweepLeases(ctx context.Context) {
 	now := l.Now()
 	if l.listed.err != nil || !l.swept.IsZero() && now.Sub(l.swept) < sweepEvery {
@@ -205,13 +206,21 @@ func (l *Loop) sweepLeases(ctx context.Context) {
 		info, err := os.Stat(l.Spool.LeaseFile(id))
 		return runs || err != nil || now.Sub(info.ModTime()) < orphanAge
 	})
-	if len(ids) == 0 {
+	pools, err := l.Spool.Pools()
+	if err != nil {
+		l.Log.Warn(err)
+	}
+	if len(ids) == 0 && len(pools) == 0 {
 		return
 	}
 	defined, err := l.Virt.Defined(ctx)
 	if err != nil {
 		l.Log.Debugf("lease files are not looked through: %v", err)
 		return
+	}
+	l.defined = defined
+	for id := range l.listed.domains {
+		l.defined = append(l.defined, id)
 	}
 	for _, id := range ids {
 		if slices.Contains(defined, id) {

@@ -99,6 +99,7 @@ type pass struct {
 	*Loop
 	config   config.Config
 	facts    plan.Facts
+	pools    *spool.PoolSet
 	vms      map[uuid.UUID]*vm
 	gone     []spool.Declaration // declarations of VMs that do not run
 	bad      []error
@@ -119,7 +120,11 @@ func (p *pass) locked(ctx context.Context) error {
 	if p.facts, err = p.Kernel.Facts(ctx); err != nil {
 		return fmt.Errorf("read the host's network: %w", err)
 	}
+	p.openPools()
 	p.collect(declarations)
+	if err := p.pools.Save(); err != nil {
+		p.bad = append(p.bad, err)
+	}
 	have, err := p.settle(ctx)
 	if err != nil {
 		return err
@@ -197,7 +202,6 @@ func (p *pass) collect(declarations []spool.Declaration) {
 		}
 		p.vms[id] = &vm{domain: dom, listed: true}
 	}
-	p.expiry = time.Time{}
 	for id, v := range p.vms {
 		if !p.derive(id, v) {
 			delete(p.vms, id)
@@ -230,17 +234,15 @@ func (p *pass) derive(id uuid.UUID, v *vm) bool {
 	for _, n := range r.Domain.NICs {
 		v.taps[n.MAC] = n.Tap
 	}
-	if len(r.Problems.Fatal()) == 0 {
-		v.intent, v.planned, v.xml = r.VM, true, xml
+	if len(r.Problems.Fatal()) == 0 && p.number(v, r.VM) {
+		v.xml = xml
 		return true
 	}
-	if good, ok := p.good[id]; ok {
-		v.intent, v.planned = good, true
+	if good, ok := p.good[id]; ok && p.number(v, good) {
 		return true
 	}
 	if v.declared && v.domain.XML != "" { // what the hook checked
-		if r := source.Load([]byte(v.decl.XML), p.config, p.Spool.Config); r.Annotated && len(r.Problems.Fatal()) == 0 {
-			v.intent, v.planned = r.VM, true
+		if r := source.Load([]byte(v.decl.XML), p.config, p.Spool.Config); r.Annotated && len(r.Problems.Fatal()) == 0 && p.number(v, r.VM) {
 			return true
 		}
 	}
@@ -310,11 +312,10 @@ func (p *pass) settleConflicts() {
 		if len(ps.Fatal()) > 0 {
 			v.problems = append(v.problems, ps.WithVM(v.intent.Name)...)
 			good, ok := p.good[v.intent.UUID]
-			if !ok || len(held.conflicts(good).Fatal()) > 0 {
+			if !ok || !p.number(v, good) || len(held.conflicts(v.intent).Fatal()) > 0 {
 				v.planned, v.conflict = false, true
 				continue
 			}
-			v.intent = good
 		}
 		held.add(v.intent)
 	}
@@ -409,7 +410,7 @@ func (p *pass) write(ctx context.Context) error {
 		if !v.planned {
 			continue
 		}
-		p.good[id] = bare(v.intent)
+		p.good[id] = v.asked
 		if _, ok := p.since[id]; !ok {
 			p.since[id] = p.Now()
 			if v.declared {

@@ -65,6 +65,9 @@ type Loop struct {
 	// Prefixes takes the prefixes that are routed to guests and the program that is
 	// to be told of them; may be nil.
 	Prefixes func(program string, now []userhook.Prefix)
+	// Upstream is what the router on a link has given, valid or not; settled is false
+	// while that is not known yet. May be nil: then nothing is given.
+	Upstream func(link string) (given spool.Given, settled bool)
 	Spool    *spool.Spool
 	Config   config.Config // the first; SetConfig changes it
 	Now      func() time.Time
@@ -94,7 +97,9 @@ type Loop struct {
 	wanted   state.State         // of the last pass
 	waiting  bool                // for a list that is newer than a VM's end
 	warned   map[string]struct{} // problems that have been logged
-	expiry   time.Time           // when the next lease ends; zero: there is none
+	expiry   time.Time           // when the next lease or pool ends; zero: none does
+	bases    map[string]string   // the networks' pools as they were said last
+	defined  []uuid.UUID         // what libvirt defines, when that was asked in this pass
 	swept    time.Time           // when lease files were last looked through
 	first    bool
 }
@@ -263,6 +268,7 @@ func (l *Loop) Run(ctx context.Context) error {
 // vm is one VM in a pass.
 type vm struct {
 	intent   intent.VM
+	asked    intent.VM // the same before it was given anything of a pool or by a server
 	decl     spool.Declaration
 	declared bool
 	domain   virt.Domain
