@@ -23,6 +23,7 @@ import (
 	"github.com/slash32/slash32/pkg/reconcile"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/userhook"
 	"github.com/slash32/slash32/pkg/virt"
 )
 
@@ -38,8 +39,13 @@ type bed struct {
 	stop   func()
 	log    *logBuffer
 
-	mu  sync.Mutex
-	now time.Duration // what the test's clock is ahead
+	config   config.Config
+	prefixes []userhook.Prefix // that the user's program was told of last
+
+	mu       sync.Mutex
+	now      time.Duration // what the test's clock is ahead
+	upstream spool.Given   // what the router on up0 gives
+	settled  bool
 }
 
 // faulty is the real kernel whose writes can be made to fail.
@@ -200,7 +206,7 @@ func newBed(t *testing.T) *bed {
 		t.Fatal(err)
 	}
 	b := &bed{
-		T: t, log: lines, kernel: &faulty{Kernel: k}, spool: s,
+		T: t, log: lines, config: config.Default(), kernel: &faulty{Kernel: k}, spool: s,
 		virt: &fakeVirt{domains: map[uuid.UUID]virt.Domain{}},
 		resp: &fakeLauncher{up: map[string]chan struct{}{}},
 	}
@@ -216,9 +222,15 @@ func newBed(t *testing.T) *bed {
 // agent starts a loop without memory, as a new process would be.
 func (b *bed) agent(log logrus.FieldLogger) {
 	b.loop = &reconcile.Loop{
-		Kernel: b.kernel, Virt: b.virt, Spool: b.spool, Config: config.Default(), Log: log,
+		Kernel: b.kernel, Virt: b.virt, Spool: b.spool, Config: b.config, Log: log,
 		Launcher: func(string) reconcile.Launcher { return b.resp },
 		Reload:   func(context.Context, string) error { return nil },
+		Prefixes: func(_ string, now []userhook.Prefix) { b.prefixes = now }, // read after a pass
+		Upstream: func(string) (spool.Given, bool) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.upstream, b.settled
+		},
 		Now: func() time.Time {
 			b.mu.Lock()
 			defer b.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -26,7 +27,7 @@ func (d Dirs) LeaseFile(id uuid.UUID) string {
 // Keeps tells whether a VM with the binding has anything to keep.
 func Keeps(b responder.Binding) bool {
 	for _, n := range b.NICs {
-		if n.Relay != nil {
+		if n.Relay != nil || slices.ContainsFunc(n.V6.Prefixes, func(p responder.Prefix) bool { return p.Mode == responder.ModeDelegate }) {
 			return true
 		}
 		for _, boot := range n.V4.Boots {
