@@ -507,7 +507,8 @@ func TestReconnect(t *testing.T) {
 	}
 }
 
-// The last VM that goes takes the table and the rules along, others do not.
+// The last VM that goes takes the table and the rules along, others do not. What
+// covers a network's pool is nobody's and stays.
 func TestLastOneSwitchesOff(t *testing.T) {
 	b := newBed(t)
 	b.write("slash32.yaml", "networks:\n  policy:\n    table: 100\n")
@@ -520,8 +521,10 @@ func TestLastOneSwitchesOff(t *testing.T) {
 	if out := b.sh("nft list tables"); !strings.Contains(out, "slash32") {
 		t.Error("the table went with the first of two")
 	}
+	b.sh("ip -6 route add unreachable 2001:db8:ffff::/48 metric 4096 protocol 32") // the same: a pool's
 	b.must("stopped", second)
 	b.must("release", second)
+	b.sh("ip -6 route del unreachable 2001:db8:ffff::/48 metric 4096 protocol 32")
 	if out := b.sh("ip rule"); strings.Contains(out, "lookup 100") {
 		t.Errorf("the rule stays:\n%s", out)
 	}

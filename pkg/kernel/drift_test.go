@@ -295,6 +295,7 @@ func TestWatch(t *testing.T) {
 		{"nft flush ruleset", "table"},
 		{"ip addr del 169.254.0.1/32 dev s32-vm0", "address"},
 		{"ip route del default", "route"},
+		{"ip link set wan0 down", "interface"}, // which takes its proxies
 		{"ip link set s32-vm0 mtu 1300", "link"},
 		{"ip link set s32-vm0 down", "link"},
 		{"ip link del s32-vm0", "link"},

@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/slash32/slash32/pkg/intent"
+	"github.com/slash32/slash32/pkg/responder"
 	"github.com/slash32/slash32/pkg/state"
 )
 
@@ -18,7 +20,14 @@ func TestThousand(t *testing.T) {
 	inNamespace(t)
 	uplink(t)
 	k := open(t)
-	want := build(t, k, vms(1000))
+	list := vms(1000)
+	for i := range list {
+		n := &list[i].NICs[0]
+		n.Network.ProxyNDP, n.Network.Uplink = true, "wan0"
+		n.Prefixes = []intent.Prefix{{Net: netip.MustParsePrefix(fmt.Sprintf("fd00:1:%x::/64", i)), Mode: responder.ModeSLAAC}}
+		n.Delegated = []intent.Delegation{{Prefix: netip.MustParsePrefix(fmt.Sprintf("fd00:2:%x::/59", i)), Via: n.MAC.LinkLocal()}}
+	}
+	want := build(t, k, list)
 	changes := converge(t, k, want)
 	t.Logf("%d changes", len(changes))
 }

@@ -59,6 +59,9 @@ func random(r *rand.Rand) state.State {
 			if !taken(s, route) {
 				s.Routes[route] = struct{}{}
 			}
+			if r.IntN(2) == 0 {
+				s.Proxies[state.NeighKey{Link: "up0", IP: a}] = struct{}{}
+			}
 		}
 		if m := uint32(r.IntN(3)); m > 0 {
 			s.Elems[state.Elem{Set: state.SetMark, Link: name, Mark: m}] = struct{}{}
@@ -88,7 +91,7 @@ func TestDiffIsEnough(t *testing.T) {
 	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 32))
 		have, want := random(r), random(r)
-		var f kerneltest.Fake
+		f := kerneltest.Fake{Foreign: map[string]kernel.BridgeInfo{"up0": {}}}
 		f.Change(func(s *state.State) { *s = have })
 		changes := state.Diff(have, want)
 		writes, err := f.Apply(ctx, changes)
@@ -127,7 +130,7 @@ func TestCrash(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		have, want := random(r), random(r)
 		for stop := range state.Diff(have, want) {
-			var f kerneltest.Fake
+			f := kerneltest.Fake{Foreign: map[string]kernel.BridgeInfo{"up0": {}}}
 			f.Change(func(s *state.State) { *s = have })
 			f.FailNext = func(state.Change) error {
 				if f.Writes >= stop {
@@ -149,7 +152,7 @@ func TestCrash(t *testing.T) {
 
 func TestScope(t *testing.T) {
 	ctx := context.Background()
-	var f kerneltest.Fake
+	f := kerneltest.Fake{Foreign: map[string]kernel.BridgeInfo{"up0": {}}}
 	full := random(rand.New(rand.NewPCG(3, 3)))
 	f.Change(func(s *state.State) { *s = full })
 	all, err := f.Read(ctx, state.Scope{})
