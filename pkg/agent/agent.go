@@ -24,6 +24,7 @@ import (
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/launch"
 	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/probe"
 	"github.com/slash32/slash32/pkg/reconcile"
 	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/pkg/spool"
@@ -75,7 +76,8 @@ func Run(ctx context.Context, o Options) error {
 			_, err := control.ReloadResponder(ctx, socket)
 			return err
 		},
-		Spool: s, Config: c, Now: time.Now, Log: o.Log, Version: version.Version, Host: host,
+		Announce: probe.Announce,
+		Spool:    s, Config: c, Now: time.Now, Log: o.Log, Version: version.Version, Host: host,
 	}
 	carrier := &relay.Relay{
 		Changed:     func(vm uuid.UUID) { loop.Poke("lease of "+vm.String(), false) },

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -25,17 +26,9 @@ type link struct {
 
 // openLink opens a packet socket that sees ARP, or neighbour advertisements, only.
 func openLink(name string, v6 bool) (socket, error) {
-	ifi, err := net.InterfaceByName(name)
+	ifi, err := ethernet(name)
 	if err != nil {
 		return nil, fmt.Errorf("probe on %s: %w", name, err)
-	}
-	switch {
-	case len(ifi.HardwareAddr) != 6:
-		return nil, fmt.Errorf("probe on %s: it is not an Ethernet interface", name)
-	case ifi.Flags&net.FlagUp == 0:
-		return nil, fmt.Errorf("probe on %s: it is down", name)
-	case ifi.Flags&net.FlagRunning == 0:
-		return nil, fmt.Errorf("probe on %s: it has no carrier", name)
 	}
 	program := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 12, Size: 2},
@@ -65,6 +58,22 @@ func openLink(name string, v6 bool) (socket, error) {
 		return nil, fmt.Errorf("probe on %s: %w", name, err)
 	}
 	return &link{conn: conn, name: name, own: mac.Addr(ifi.HardwareAddr), v6: v6}, nil
+}
+
+// ethernet finds an Ethernet interface that frames can be sent on.
+func ethernet(name string) (*net.Interface, error) {
+	ifi, err := net.InterfaceByName(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(ifi.HardwareAddr) != 6:
+		return nil, errors.New("it is not an Ethernet interface")
+	case ifi.Flags&net.FlagUp == 0:
+		return nil, errors.New("it is down")
+	case ifi.Flags&net.FlagRunning == 0:
+		return nil, errors.New("it has no carrier")
+	}
+	return ifi, nil
 }
 
 func (l *link) ask(a netip.Addr) error {

@@ -1,7 +1,8 @@
 // Package probe asks the network whether somebody has an address already: by ARP
 // (RFC 5227 §2.1), Neighbour Discovery (RFC 4862 §5.4) and ICMP echo (RFC 2131
-// §3.1), out of one interface and within one bounded wait. It sends from raw
-// sockets, a few frames per address, and changes nothing.
+// §3.1), out of one interface and within one bounded wait; and it tells neighbours
+// where an address is now. It sends from raw sockets, a few frames per address, and
+// changes nothing on this host.
 package probe
 
 import (

@@ -1,6 +1,10 @@
 package probe
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"os/exec"
 	"runtime"
@@ -10,8 +14,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/wire"
@@ -19,7 +25,7 @@ import (
 
 // network is this thread in a namespace of its own with up0, whose other end is
 // in a second namespace: a neighbour that has 192.0.2.7 and 2001:db8::7.
-func network(t *testing.T) {
+func network(t *testing.T) (neighbour netns.NsHandle) {
 	t.Helper()
 	runtime.LockOSThread() // the thread dies with the test, and the namespaces with it
 	other, err := netns.New()
@@ -49,6 +55,7 @@ func network(t *testing.T) {
 			t.Fatal("up0 has no carrier")
 		}
 	}
+	return other
 }
 
 func move(t *testing.T, to netns.NsHandle) {
@@ -150,4 +157,80 @@ func FuzzOwner(f *testing.F) {
 	f.Add(arpProbe(mac.Addr{2}, netip.MustParseAddr("192.0.2.7")))
 	f.Add(dadSolicit(mac.Addr{2}, netip.MustParseAddr("2001:db8::7")))
 	f.Fuzz(func(_ *testing.T, b []byte) { owner(b) })
+}
+
+// TestAnnounce: the neighbour, who has learnt the addresses elsewhere, sends here.
+func TestAnnounce(t *testing.T) {
+	other := network(t)
+	run(t, "ip link set up0 address 52:54:00:00:00:01")
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	addrs := []netip.Addr{netip.MustParseAddr("2001:db8::77"), netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("2001:db8::78")}
+	neighbour := func(f func()) {
+		t.Helper()
+		if err := netns.Set(other); err != nil {
+			t.Fatal(err)
+		}
+		f()
+		if err := netns.Set(here); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var heard *packet.Conn
+	neighbour(func() {
+		for _, a := range addrs {
+			run(t, "ip neigh replace "+a.String()+" lladdr 52:54:00:00:00:98 dev nb0 nud stale")
+		}
+		run(t, "sysctl -qw net.ipv4.conf.nb0.arp_accept=0")
+		ifi, err := net.InterfaceByName("nb0")
+		if err == nil {
+			heard, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer heard.Close()
+	if err := announce(t.Context(), "up0", addrs, time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	neighbour(func() {
+		for _, a := range addrs {
+			if got := output(t, "ip neigh show "+a.String()+" dev nb0"); !strings.Contains(got, "52:54:00:00:00:01") {
+				t.Errorf("%s: the neighbour has %q", a, got)
+			}
+		}
+	})
+	if err := heard.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	count := map[netip.Addr]int{}
+	for b := make([]byte, 2048); len(count) < len(addrs) || count[addrs[0]] < announceTimes || count[addrs[1]] < announceTimes || count[addrs[2]] < announceTimes; {
+		n, _, err := heard.ReadFrom(b)
+		if err != nil {
+			t.Fatalf("heard only %v: %v", count, err)
+		}
+		a, by, _ := owner(b[:n])
+		if by != mac.MustParse("52:54:00:00:00:01") {
+			continue
+		}
+		count[a]++
+		if eth, ip6, _ := wire.ParseEther(b[:n]); eth.Type == wire.EtherTypeIPv6 {
+			ip, na, _ := wire.ParseIPv6(ip6)
+			if !ip.Src.IsLinkLocalUnicast() || ip.Dst != netip.IPv6LinkLocalAllNodes() || na[4] != wire.NAOverride || !bytes.Equal(na[24:], []byte{2, 1, 0x52, 0x54, 0, 0, 0, 1}) {
+				t.Errorf("from %s to %s: % x", ip.Src, ip.Dst, na)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := announce(ctx, "up0", addrs, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("it does not end with its context: %v", err)
+	}
+	if err := Announce(t.Context(), "lo", addrs); err == nil || !strings.Contains(err.Error(), "announce on lo: it is not an Ethernet interface") {
+		t.Errorf("on lo: %v", err)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -54,6 +55,7 @@ func (l *Loop) pass(ctx context.Context, watchers *sync.WaitGroup) error {
 	p := &pass{Loop: l, config: c}
 	err = p.locked(ctx)
 	unlock()
+	l.announce(ctx, p.changes, watchers)
 
 	err = errors.Join(err, l.supervise(ctx, c, p.vms, watchers))
 	l.note(p, reasons, err)
@@ -149,6 +151,27 @@ func (p *pass) locked(ctx context.Context) error {
 		p.Prefixes(p.config.Hooks.Prefix, p.routed())
 	}
 	return errors.Join(errs...)
+}
+
+// announce begins to tell the neighbours of the proxies that were added, so that
+// they find a guest that has come from another host.
+func (l *Loop) announce(ctx context.Context, changes []state.Change, begun *sync.WaitGroup) {
+	added := map[string][]netip.Addr{}
+	for _, c := range changes {
+		if c.Proxy != nil && c.Verb == state.Add {
+			added[c.Proxy.Link] = append(added[c.Proxy.Link], c.Proxy.IP)
+		}
+	}
+	if l.Announce == nil {
+		return
+	}
+	for link, addrs := range added {
+		begun.Go(func() {
+			if err := l.Announce(ctx, link, addrs); err != nil && ctx.Err() == nil {
+				l.Log.Warnf("%v; the neighbours find the VMs when they ask again", err)
+			}
+		})
+	}
 }
 
 // live tells whether a declaration is of a VM that runs or is about to.

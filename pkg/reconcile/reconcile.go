@@ -5,6 +5,7 @@ package reconcile
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -68,6 +69,9 @@ type Loop struct {
 	// Upstream is what the router on a link has given, valid or not; settled is false
 	// while that is not known yet. May be nil: then nothing is given.
 	Upstream func(link string) (given spool.Given, settled bool)
+	// Announce tells the neighbours on an uplink of addresses that the host has
+	// begun to answer for there; it may take seconds, and may be nil.
+	Announce func(ctx context.Context, link string, addrs []netip.Addr) error
 	Spool    *spool.Spool
 	Config   config.Config // the first; SetConfig changes it
 	Now      func() time.Time

@@ -184,7 +184,7 @@ func agent(t *testing.T, m *machine) {
 	if diff := cmp.Diff(want, p); diff != "" {
 		t.Error(diff)
 	}
-	const capabilities = "0000000000001400" // CAP_NET_ADMIN, CAP_NET_BIND_SERVICE
+	const capabilities = "0000000000003400" // CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW
 	wantStatus := map[string]string{"CapEff": capabilities, "CapBnd": capabilities, "NoNewPrivs": "1", "Seccomp": "2"}
 	if diff := cmp.Diff(wantStatus, m.status(t, pid, "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")); diff != "" {
 		t.Error(diff)
