@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,15 +32,16 @@ import (
 // libvirt and responders that the test plays.
 type bed struct {
 	*testing.T
-	kernel *faulty
-	virt   *fakeVirt
-	resp   *fakeLauncher
-	spool  *spool.Spool
-	loop   *reconcile.Loop
-	stop   func()
-	log    *logBuffer
+	config    config.Config // of the next agent
+	announced chan string   // links and addresses
+	kernel    *faulty
+	virt      *fakeVirt
+	resp      *fakeLauncher
+	spool     *spool.Spool
+	loop      *reconcile.Loop
+	stop      func()
+	log       *logBuffer
 
-	config   config.Config
 	prefixes []userhook.Prefix // that the user's program was told of last
 
 	mu       sync.Mutex
@@ -206,7 +208,7 @@ func newBed(t *testing.T) *bed {
 		t.Fatal(err)
 	}
 	b := &bed{
-		T: t, log: lines, config: config.Default(), kernel: &faulty{Kernel: k}, spool: s,
+		T: t, log: lines, config: config.Default(), announced: make(chan string, 16), kernel: &faulty{Kernel: k}, spool: s,
 		virt: &fakeVirt{domains: map[uuid.UUID]virt.Domain{}},
 		resp: &fakeLauncher{up: map[string]chan struct{}{}},
 	}
@@ -230,6 +232,10 @@ func (b *bed) agent(log logrus.FieldLogger) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			return b.upstream, b.settled
+		},
+		Announce: func(_ context.Context, link string, addrs []netip.Addr) error {
+			b.announced <- fmt.Sprint(link, " ", addrs)
+			return nil
 		},
 		Now: func() time.Time {
 			b.mu.Lock()
