@@ -47,6 +47,9 @@ func (c *command) statusText(s control.Status) string {
 	if s.LastError != "" {
 		fmt.Fprintf(&b, "last error: %s\n", oneLine(s.LastError))
 	}
+	for _, p := range s.Pools {
+		fmt.Fprintln(&b, oneLine(p))
+	}
 	for _, w := range s.Warnings {
 		fmt.Fprintln(&b, oneLine(w))
 	}

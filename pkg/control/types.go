@@ -36,6 +36,7 @@ type Status struct {
 	LastError       string     `json:"last_error,omitempty"`
 	VMs             []VM       `json:"vms"`
 	Warnings        []string   `json:"warnings,omitempty"`
+	Pools           []string   `json:"pools,omitempty"` // where the networks' IPv6 comes from, a line each
 }
 
 // VM is one annotated, running VM.

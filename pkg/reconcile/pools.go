@@ -66,6 +66,7 @@ func (p *pass) sayBases() {
 	if p.bases == nil {
 		p.bases = map[string]string{}
 	}
+	maps.DeleteFunc(p.bases, func(name string, _ string) bool { _, ok := p.config.Networks[name]; return !ok })
 	for name, n := range p.config.Networks {
 		base, ok := p.pools.Current(name)
 		line := ""

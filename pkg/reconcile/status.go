@@ -3,6 +3,7 @@ package reconcile
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -54,7 +55,12 @@ func (l *Loop) note(p *pass, reasons []string, err error) {
 		s.Degraded, s.DegradedSince = "libvirt's list is not known: "+l.listed.err.Error(), &since
 	}
 	s.Uplink4, s.Uplink6 = p.facts.Uplink4, p.facts.Uplink6
-	s.Warnings = nil
+	s.Pools, s.Warnings = nil, nil
+	for _, name := range slices.Sorted(maps.Keys(l.bases)) {
+		if l.bases[name] != "" {
+			s.Pools = append(s.Pools, l.bases[name])
+		}
+	}
 	for _, w := range p.warnings {
 		s.Warnings = append(s.Warnings, w.String())
 	}
