@@ -39,16 +39,26 @@ const (
 	Opt6Preference         = 7
 	Opt6StatusCode         = 13
 	Opt6RapidCommit        = 14
+	Opt6UserClass          = 15
+	Opt6VendorClass        = 16
+	Opt6ReconfigureMessage = 19
+	Opt6ReconfigureAccept  = 20
 	Opt6DNS                = 23 // RFC 3646
 	Opt6Search             = 24 // RFC 3646
 	Opt6IAPD               = 25
 	Opt6IAPrefix           = 26
 	Opt6RelayMessage       = 9
+	Opt6Auth               = 11
 	Opt6ServerUnicast      = 12
 	Opt6InterfaceID        = 18
 	Opt6SNTP               = 31 // RFC 4075
 	Opt6InformationRefresh = 32
 	Opt6NTP                = 56 // RFC 5908
+	Opt6BootFileURL        = 59 // RFC 5970
+	Opt6BootFileParam      = 60 // RFC 5970
+	Opt6Architecture       = 61 // RFC 5970
+	Opt6AFTRName           = 64 // RFC 6334
+	Opt6PDExclude          = 67 // RFC 6603
 	Opt6LinkLayer          = 79 // RFC 6939: the client's link-layer address
 )
 
@@ -206,9 +216,13 @@ type IAPrefix6 struct {
 	Prefix           netip.Prefix
 }
 
+// IAPrefixLen is the length in bytes of option 26's data before the options
+// within.
+const IAPrefixLen = 25
+
 // ParseIAPrefix6 reads the data of option 26.
 func ParseIAPrefix6(data []byte) (p IAPrefix6, ok bool) {
-	if len(data) < 25 || data[8] > 128 {
+	if len(data) < IAPrefixLen || data[8] > 128 {
 		return IAPrefix6{}, false
 	}
 	return IAPrefix6{
@@ -225,6 +239,45 @@ func AppendIAPrefix6(b []byte, p IAPrefix6) []byte {
 	b = binary.BigEndian.AppendUint32(b, p.Valid)
 	b = append(b, uint8(p.Prefix.Bits()))
 	return append16(b, p.Prefix.Addr())
+}
+
+// AppendPDExclude appends the part of a delegated prefix that stays on the link
+// (RFC 6603 §4.2), as an option within option 26. It leaves b alone unless exclude
+// is a true part of prefix.
+func AppendPDExclude(b []byte, prefix, exclude netip.Prefix) []byte {
+	if !prefix.IsValid() || !exclude.IsValid() || exclude.Bits() <= prefix.Bits() || !prefix.Contains(exclude.Addr()) {
+		return b
+	}
+	at := len(b)
+	b = append(BeginOption6(b, Opt6PDExclude), uint8(exclude.Bits()))
+	// The bits between the two lengths, from the left of the first byte on.
+	a, shift := exclude.Masked().Addr().As16(), prefix.Bits()%8
+	for i := prefix.Bits() / 8; i*8+shift < exclude.Bits(); i++ {
+		v := a[i] << shift
+		if i < 15 {
+			v |= uint8(uint16(a[i+1]) << shift >> 8)
+		}
+		b = append(b, v)
+	}
+	return EndOption6(b, at)
+}
+
+// ParsePDExclude reads the data of option 67 in the option of prefix.
+func ParsePDExclude(prefix netip.Prefix, data []byte) (exclude netip.Prefix, ok bool) {
+	if !prefix.IsValid() || len(data) < 2 || int(data[0]) <= prefix.Bits() || data[0] > 128 {
+		return netip.Prefix{}, false
+	}
+	bits := int(data[0])
+	id := data[1:]
+	if len(id) != (bits-prefix.Bits()+7)/8 {
+		return netip.Prefix{}, false
+	}
+	a := prefix.Masked().Addr().As16()
+	for n := prefix.Bits(); n < bits; n++ {
+		from := n - prefix.Bits()
+		a[n/8] |= id[from/8] >> (7 - from%8) & 1 << (7 - n%8)
+	}
+	return netip.PrefixFrom(netip.AddrFrom16(a), bits), true
 }
 
 // AppendStatus6 appends option 13 with a short text in English.

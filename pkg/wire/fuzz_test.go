@@ -133,8 +133,14 @@ func FuzzDHCP6(f *testing.F) {
 			t.Errorf("%x comes back as %x", b, again)
 		}
 		for o := m.Options(); o.Next(); {
-			if p, ok := wire.ParseIAPrefix6(o.Data); ok && !p.Prefix.IsValid() {
+			p, ok := wire.ParseIAPrefix6(o.Data)
+			if ok && !p.Prefix.IsValid() {
 				t.Errorf("prefix %v is not valid", p)
+			}
+			if x, ok := wire.ParsePDExclude(p.Prefix, o.Data[min(len(o.Data), wire.IAPrefixLen):]); ok {
+				if again, ok := wire.ParsePDExclude(p.Prefix, wire.AppendPDExclude(nil, p.Prefix, x)[4:]); !ok || again != x {
+					t.Errorf("%s in %s comes back as %s", x, p.Prefix, again)
+				}
 			}
 		}
 	})
@@ -144,7 +150,23 @@ func FuzzND(f *testing.F) {
 	f.Add([]byte{133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 3, 4, 5, 6})
 	f.Add(append([]byte{135, 0, 0, 0, 0, 0, 0, 0, 0xfe, 0x80, 15: 1}, 1, 0))
 	f.Add(wire.AppendNA(nil, 0, gw6, gateway))
+	ra := wire.AppendNDPrefix(wire.AppendRA(nil, wire.RA{}), wire.NDPrefix{Prefix: netip.PrefixFrom(addr6, 64), Flags: 0xc0, Valid: 2, Preferred: 1})
+	f.Add(wire.AppendPREF64(ra, 1800, netip.PrefixFrom(addr6, 96)))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, o, ok := wire.ParseRA(b); ok {
+			for o.Next() {
+				if p, ok := wire.ParseNDPrefix(o.Data); ok && o.Type == wire.OptNDPrefix {
+					if again, ok := wire.ParseNDPrefix(wire.AppendNDPrefix(nil, p)[2:]); !ok || again.Prefix != p.Prefix.Masked() || again.Valid != p.Valid || again.Preferred != p.Preferred || again.Flags != p.Flags {
+						t.Errorf("%+v comes back as %+v", p, again)
+					}
+				}
+				if life, p, ok := wire.ParsePREF64(o.Data); ok && o.Type == wire.OptNDPREF64 {
+					if l, again, ok := wire.ParsePREF64(wire.AppendPREF64(nil, life, p)[2:]); !ok || l != life || again != p.Masked() {
+						t.Errorf("%s, %d comes back as %s, %d", p, life, again, l)
+					}
+				}
+			}
+		}
 		if _, ok := wire.ParseRS(b); ok && b[0] != wire.ICMP6RouterSolicit {
 			t.Errorf("%x taken for a router solicitation", b)
 		}

@@ -20,10 +20,12 @@ const (
 const (
 	OptNDSourceLink = 1
 	OptNDTargetLink = 2
+	OptNDPrefix     = 3
 	OptNDMTU        = 5
 	OptNDRoute      = 24 // RFC 4191
 	OptNDRDNSS      = 25 // RFC 8106
 	OptNDDNSSL      = 31 // RFC 8106
+	OptNDPREF64     = 38 // RFC 8781
 )
 
 // NDHopLimit is the hop limit of every Neighbour Discovery message: a router
@@ -37,25 +39,18 @@ const (
 	NAOverride  = 0x20
 )
 
-// The flags of a router advertisement (RFC 4861 §4.2).
-const (
-	RAManaged = 0x80
-	RAOther   = 0x40
-)
-
-// optionsND walks the options of a Neighbour Discovery message; data is the
+// OptionsND walks the options of a Neighbour Discovery message. Data is the
 // option without type and length.
-type optionsND struct {
-	typ  uint8
-	data []byte
+type OptionsND struct {
+	Type uint8
+	Data []byte
 
 	rest      []byte
 	malformed bool
 }
 
-// next moves to the next option; malformed tells, once it has returned false,
-// whether that was for an option of length 0 or beyond the message's end.
-func (o *optionsND) next() bool {
+// Next moves to the next option.
+func (o *OptionsND) Next() bool {
 	if len(o.rest) == 0 {
 		return false
 	}
@@ -64,10 +59,14 @@ func (o *optionsND) next() bool {
 		return false
 	}
 	n := int(o.rest[1]) * 8
-	o.typ, o.data = o.rest[0], o.rest[2:n]
+	o.Type, o.Data = o.rest[0], o.rest[2:n]
 	o.rest = o.rest[n:]
 	return true
 }
+
+// Malformed tells, once Next has returned false, whether that was for an option
+// of length 0 or beyond the message's end.
+func (o *OptionsND) Malformed() bool { return o.malformed }
 
 // RS is a router solicitation (RFC 4861 §4.1).
 type RS struct {
@@ -112,10 +111,10 @@ func AppendNS(b []byte, target netip.Addr) []byte {
 // linkOption finds the link-layer address option of the given type; ok is
 // false when any option is malformed.
 func linkOption(b []byte, typ uint8) (a mac.Addr, ok bool) {
-	o := optionsND{rest: b}
-	for o.next() {
-		if o.typ == typ && len(o.data) == 6 {
-			a = mac.Addr(o.data)
+	o := OptionsND{rest: b}
+	for o.Next() {
+		if o.Type == typ && len(o.Data) == 6 {
+			a = mac.Addr(o.Data)
 		}
 	}
 	return a, !o.malformed
@@ -129,22 +128,6 @@ func AppendNA(b []byte, flags uint8, target netip.Addr, link mac.Addr) []byte {
 	return AppendNDLink(b, OptNDTargetLink, link)
 }
 
-// RA is a router advertisement's fixed part (RFC 4861 §4.2). Lifetime is the
-// default router's in seconds, 0: not a default router.
-type RA struct {
-	HopLimit uint8
-	Flags    uint8
-	Lifetime uint16
-}
-
-// AppendRA appends the fixed part of a router advertisement, its checksum
-// zero; options follow.
-func AppendRA(b []byte, m RA) []byte {
-	b = append(b, ICMP6RouterAdvert, 0, 0, 0, m.HopLimit, m.Flags)
-	b = binary.BigEndian.AppendUint16(b, m.Lifetime)
-	return append(b, 0, 0, 0, 0, 0, 0, 0, 0)
-}
-
 // AppendNDLink appends a source or target link-layer address option.
 func AppendNDLink(b []byte, typ uint8, a mac.Addr) []byte {
 	b = append(b, typ, 1)
@@ -155,56 +138,6 @@ func AppendNDLink(b []byte, typ uint8, a mac.Addr) []byte {
 func AppendNDMTU(b []byte, mtu uint32) []byte {
 	b = append(b, OptNDMTU, 1, 0, 0)
 	return binary.BigEndian.AppendUint32(b, mtu)
-}
-
-// AppendRDNSS appends an option with the IPv6 addresses of servers, at most
-// the 127 that fit one (RFC 8106 §5.1); none leaves b alone. The lifetime is
-// in seconds.
-func AppendRDNSS(b []byte, lifetime uint32, servers []netip.Addr) []byte {
-	at, n := len(b), 0
-	b = append(b, OptNDRDNSS, 0, 0, 0)
-	b = binary.BigEndian.AppendUint32(b, lifetime)
-	for _, a := range servers {
-		if a.Is6() && n < 127 {
-			b, n = append16(b, a), n+1
-		}
-	}
-	if n == 0 {
-		return b[:at]
-	}
-	b[at+1] = uint8(1 + 2*n)
-	return b
-}
-
-// AppendDNSSL appends an option with a search list (RFC 8106 §5.2), which
-// AppendNames has encoded without compression. Lists that are empty or do not
-// fit leave b alone. The lifetime is in seconds.
-func AppendDNSSL(b []byte, lifetime uint32, names []byte) []byte {
-	units := 1 + (len(names)+7)/8
-	if len(names) == 0 || units > 255 {
-		return b
-	}
-	b = append(b, OptNDDNSSL, uint8(units), 0, 0)
-	b = binary.BigEndian.AppendUint32(b, lifetime)
-	b = append(b, names...)
-	for n := len(names); n%8 != 0; n++ {
-		b = append(b, 0)
-	}
-	return b
-}
-
-// AppendNDRoute appends a route information option of medium preference (RFC
-// 4191 §2.3), as short as the prefix allows. The lifetime is in seconds.
-// Prefixes that are not IPv6 leave b alone.
-func AppendNDRoute(b []byte, lifetime uint32, to netip.Prefix) []byte {
-	if !to.Addr().Is6() || !to.IsValid() {
-		return b
-	}
-	to = to.Masked()
-	a, n := to.Addr().As16(), (to.Bits()+63)/64*8
-	b = append(b, OptNDRoute, uint8(1+n/8), uint8(to.Bits()), 0)
-	b = binary.BigEndian.AppendUint32(b, lifetime)
-	return append(b, a[:n]...)
 }
 
 // SetICMP6Checksum computes the checksum of the ICMPv6 message, with addrs as

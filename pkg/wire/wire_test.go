@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -296,6 +297,81 @@ func TestIAPrefix6RoundTrip(t *testing.T) {
 		t.Error("accepted a prefix of 129 bits")
 	}
 }
+
+func TestPDExclude(t *testing.T) {
+	pfx := netip.MustParsePrefix
+	for _, c := range []struct{ prefix, exclude, data string }{
+		{"2001:db8:dead:bee0::/59", "2001:db8:dead:beef::/64", "40 78"}, // RFC 6603 §4.2 has the bits 01111
+		{"2001:db8::/56", "2001:db8:0:1::/64", "40 01"},
+		{"2001:db8::/48", "2001:db8:0:abcd::/64", "40 abcd"},
+		{"2001:db8::/47", "2001:db8:1:abcd::/64", "40 d5e680"},
+		{"2001:db8::/60", "2001:db8:0:8::/61", "3d 80"},
+		{"2001:db8::/120", "2001:db8::ff/128", "80 ff"},
+		{"2001:db8::/56", "2001:db8::/56", ""},
+		{"2001:db8::/56", "2001:db9::/64", ""},
+	} {
+		b := wire.AppendPDExclude(nil, pfx(c.prefix), pfx(c.exclude))
+		want := unhex(t, c.data)
+		if len(want) > 0 {
+			want = append([]byte{0, wire.Opt6PDExclude, 0, uint8(len(want))}, want...)
+		}
+		if !bytes.Equal(b, want) {
+			t.Errorf("%s without %s: %x, want %x", c.prefix, c.exclude, b, want)
+			continue
+		}
+		if len(b) == 0 {
+			continue
+		}
+		if got, ok := wire.ParsePDExclude(pfx(c.prefix), b[4:]); !ok || got != pfx(c.exclude) {
+			t.Errorf("%s: %x is read as %s", c.prefix, b[4:], got)
+		}
+	}
+	for _, data := range []string{"", "40", "3b 78", "3c 7800", "81 78", "40 7800"} {
+		if got, ok := wire.ParsePDExclude(pfx("2001:db8:dead:bee0::/59"), unhex(t, data)); ok {
+			t.Errorf("%s is read as %s", data, got)
+		}
+	}
+}
+
+func TestParseRA(t *testing.T) {
+	pfx := netip.MustParsePrefix
+	ra := wire.RA{HopLimit: 64, Flags: wire.RAManaged, Lifetime: 1800}
+	want := wire.NDPrefix{Prefix: pfx("2001:db8:1::/64"), Flags: wire.PrefixAutonomous | wire.PrefixPreferPD, Valid: 14400, Preferred: 7200}
+	b := wire.AppendNDPrefix(wire.AppendRA(nil, ra), want)
+	at := len(b)
+	b = wire.AppendPREF64(b, 1801, pfx("64:ff9b::/96"))
+	b = wire.AppendNDPrefix(b, wire.NDPrefix{Prefix: pfx("10.0.0.0/8")})
+	b = wire.AppendPREF64(b, 1800, pfx("64:ff9b::/95"))
+	got, o, ok := wire.ParseRA(b)
+	if !ok || got != ra || len(b) != at+16 {
+		t.Fatalf("%v %+v, %d bytes", ok, got, len(b))
+	}
+	if p, ok := wire.ParseNDPrefix(next(&o)); !ok || p != want || o.Type != wire.OptNDPrefix {
+		t.Errorf("%v %+v, want %+v", ok, p, want)
+	}
+	if life, p, ok := wire.ParsePREF64(next(&o)); !ok || life != 1808 || p != pfx("64:ff9b::/96") || o.Type != wire.OptNDPREF64 {
+		t.Errorf("%v %d %s", ok, life, p)
+	}
+	if o.Next() || o.Malformed() {
+		t.Error("there is more")
+	}
+	for bits, data := range map[int]string{96: "3800 0064ff9b0102030405060708", 32: "3805 0064ff9b0000000000000000", 56: "3802 0064ff9b0102030000000000"} {
+		if b := wire.AppendPREF64(nil, 14336, pfx(fmt.Sprintf("64:ff9b:102:304:506:708::/%d", bits))); !bytes.Equal(b, append([]byte{38, 2}, unhex(t, data)...)) {
+			t.Errorf("/%d: %x", bits, b)
+		}
+	}
+	if b := wire.AppendPREF64(nil, 1<<31, pfx("64:ff9b::/96")); b[2] != 0xff || b[3] != 0xf8 {
+		t.Errorf("the longest lifetime: %x", b[2:4])
+	}
+	for _, short := range [][]byte{b[:15], {133, 15: 0}, {134, 1, 15: 0}} {
+		if _, _, ok := wire.ParseRA(short); ok {
+			t.Errorf("%x is read", short)
+		}
+	}
+}
+
+// next is the data of the next option.
+func next(o *wire.OptionsND) []byte { o.Next(); return o.Data }
 
 func TestParseND(t *testing.T) {
 	link := "0101 525400abcd01"
