@@ -45,7 +45,20 @@ type boot4 struct {
 	server []byte // options, whole
 	name   []byte
 	class  []byte
+
+	url6 []byte // options of DHCPv6, whole; empty unless the file is a URL
 }
+
+// firmware is a client as far as it decides on what to boot.
+type firmware struct {
+	pxe, http bool // by its vendor class
+	ipxe      bool
+	hasArch   bool
+	arch      uint16
+}
+
+// is tells whether the client is a boot program and not a system.
+func (f firmware) is() bool { return f.pxe || f.http || f.ipxe || f.hasArch }
 
 // compileBoots returns the entries and their fingerprint, which is not 0.
 func compileBoots(boots []Boot) (bs []boot4, fingerprint uint64) {
@@ -70,6 +83,9 @@ func compileBoots(boots []Boot) (bs []boot4, fingerprint uint64) {
 			// The firmware takes no offer without it.
 			c.class = wire.AppendOption4(nil, wire.Opt4VendorClass, []byte(vendorHTTP))
 		}
+		if c.url {
+			c.url6 = boot6(b)
+		}
 		bs = append(bs, c)
 		for _, s := range []string{b.For, b.File, addrText(b.Server)} {
 			_, _ = h.Write([]byte(s))
@@ -86,41 +102,47 @@ func addrText(a netip.Addr) string {
 	return a.String()
 }
 
-// bootFor is the entry for the client that sent r, or nil: the most particular
-// one that fits. An iPXE that runs is never given iPXE once more, nor a machine
-// that has booted an entry that is for once.
+// bootFor is the entry for the client that sent r, or nil.
 func (l *Link) bootFor(g *Guest, r *request4) *boot4 {
-	if len(l.boots) == 0 || !r.firmware() && !r.wants(wire.Opt4BootFile) && !r.wants(wire.Opt4TFTPServer) {
+	if len(l.boots) == 0 || !r.firmware.is() && !r.wants(wire.Opt4BootFile) && !r.wants(wire.Opt4TFTPServer) {
 		return nil
 	}
+	return l.choose(g, r.firmware, false)
+}
+
+// choose finds the most particular entry that fits, of URLs alone if they are
+// wanted. An iPXE that runs is never given iPXE once more, nor a machine that has
+// booted an entry that is for once.
+func (l *Link) choose(g *Guest, f firmware, url bool) *boot4 {
 	var any, best *boot4
 	for i := range l.boots {
 		b := &l.boots[i]
 		switch {
+		case url && !b.url:
 		case b.word == "":
 			any = b
 		case b.word == "ipxe" || b.word == "http":
-			if b.word == "ipxe" && r.ipxe || b.word == "http" && r.http && !r.ipxe {
+			if b.word == "ipxe" && f.ipxe || b.word == "http" && f.http && !f.ipxe {
 				best = b
 			}
-		case r.ipxe || r.http || best != nil:
+		case f.ipxe || f.http || best != nil:
 		default:
 			arch := uint16(archBIOS)
-			if r.hasArch {
-				arch = r.arch
+			if f.hasArch {
+				arch = f.arch
 			}
 			for _, a := range b.archs {
-				if a == arch && r.firmware() {
+				if a == arch && f.is() {
 					best = b
 				}
 			}
 		}
 	}
-	if best == nil && any != nil && !(r.http && !r.ipxe && !any.url) {
+	if best == nil && any != nil && !(f.http && !f.ipxe && !any.url) {
 		best = any
 	}
 	switch {
-	case best == nil, r.ipxe && best.loader, best.once && g.Booted == l.bootsID:
+	case best == nil, f.ipxe && best.loader, best.once && g.Booted == l.bootsID:
 		return nil
 	}
 	return best
@@ -132,11 +154,11 @@ func (l *Link) Booted(g *Guest) bool { return g.Booted != 0 && g.Booted == l.boo
 
 // booted follows a machine from the file that its firmware is given to the
 // lease of the system that it loaded.
-func (l *Link) booted(g *Guest, r *request4, b *boot4) {
+func (l *Link) booted(g *Guest, f firmware, b *boot4) {
 	switch {
-	case b != nil && b.once && r.firmware():
+	case b != nil && b.once && f.is():
 		g.Booting = l.bootsID
-	case !r.firmware() && g.Booting == l.bootsID && l.bootsID != 0:
+	case !f.is() && g.Booting == l.bootsID && l.bootsID != 0:
 		g.Booted = l.bootsID
 	}
 }

@@ -109,7 +109,7 @@ func (l *Link) respondDHCP4(g *Guest, now time.Time, toGateway bool, b, out []by
 	case v != DHCP4AckInform:
 		g.meet(&r, p)
 		g.held = 0
-		l.booted(g, &r, boot)
+		l.booted(g, r.firmware, boot)
 	}
 	return l.reply4(&m, &r, boot, p, kind, out), v
 }

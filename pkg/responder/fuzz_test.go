@@ -15,8 +15,10 @@ import (
 // same each time. The frame's source is set to the guest's MAC, for anything
 // else is refused at once.
 func FuzzRespond(f *testing.F) {
-	for _, m := range messages() {
-		f.Add(m.frame)
+	for _, s := range sets() {
+		for _, m := range s.messages {
+			f.Add(m.frame)
+		}
 	}
 	narrow, bare := fullNIC(), fullNIC()
 	narrow.MTU = 1280
@@ -36,7 +38,7 @@ func FuzzRespond(f *testing.F) {
 		f.Add(client4{kind: wire.DHCP4Discover, options: client}.frame())
 		f.Add(client4{kind: wire.DHCP4Request, options: client + opt4Addr(wire.Opt4RequestedIP, guest4)}.frame())
 	}
-	nics := []responder.NIC{fullNIC(), narrow, bare, booting}
+	nics := []responder.NIC{fullNIC(), narrow, bare, booting, prefixNIC()}
 	var links []*responder.Link
 	for _, n := range nics {
 		links = append(links, mustCompile(f, n))

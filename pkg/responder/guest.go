@@ -34,10 +34,13 @@ type Kept struct {
 	Booting uint64  // the boot entries (their fingerprint) of which one was given to firmware
 	Booted  uint64  // the same, once a system got its lease after that
 
-	// What another server leased through us; V4.Addr, V6[i].Addr and
-	// Prefixes[i].Prefix are not valid where there is nothing.
-	V4       lease.V4
-	V6       [lease.MaxAddrs6]lease.V6
+	// What another server leased through us; V4.Addr and V6[i].Addr are not valid
+	// where there is nothing.
+	V4 lease.V4
+	V6 [lease.MaxAddrs6]lease.V6
+	// What was delegated, by us or by another server through us, the expired too:
+	// who asks again gets the same. Prefixes[i].Prefix is not valid where there is
+	// nothing.
 	Prefixes [lease.MaxPrefixes]lease.Prefix
 }
 
@@ -117,8 +120,8 @@ func (l *Link) profile(r *request4) Profile {
 // meet notes who asks.
 func (g *Guest) meet(r *request4, p Profile) {
 	g.Profile = p
-	g.Firmware, g.IPXE = r.firmware(), r.ipxe
-	g.Arch, g.HasArch = r.arch, r.hasArch
+	g.Firmware, g.IPXE = r.firmware.is(), r.firmware.ipxe
+	g.Arch, g.HasArch = r.firmware.arch, r.firmware.hasArch
 	g.vendor, g.vendorN = r.vendor, r.vendorN
 }
 

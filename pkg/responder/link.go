@@ -29,21 +29,22 @@ const (
 // Link is one NIC's compiled binding: reply templates, ready to copy. It is
 // immutable and safe for concurrent use.
 type Link struct {
-	guest  mac.Addr
-	limit  int // length of the longest frame sent
-	v4     bool
-	v6     bool
-	arp    arpTemplates
-	dhcp4  dhcp4Templates
-	nd     ndTemplates
-	dhcp6  dhcp6Templates
-	own4   []netip.Addr // the guest's, never answered for
-	own6   []netip.Addr
-	gw4    netip.Addr // invalid: no ARP, no DHCPv4
-	gw6    netip.Addr
-	offer4 netip.Addr // invalid: no lease
-	forced Profile    // unknown: the guest's messages decide
-	hold   bool       // offer nothing for a while after a DECLINE
+	guest    mac.Addr
+	limit    int // length of the longest frame sent
+	v4       bool
+	v6       bool
+	arp      arpTemplates
+	dhcp4    dhcp4Templates
+	nd       ndTemplates
+	dhcp6    dhcp6Templates
+	own4     []netip.Addr // the guest's, never answered for
+	own6     []netip.Addr
+	prefixes *prefixes6 // or nil
+	gw4      netip.Addr // invalid: no ARP, no DHCPv4
+	gw6      netip.Addr
+	offer4   netip.Addr // invalid: no lease
+	forced   Profile    // unknown: the guest's messages decide
+	hold     bool       // offer nothing for a while after a DECLINE
 
 	fqdn    fqdn4
 	boots   []boot4
@@ -81,6 +82,9 @@ func Compile(n NIC) (*Link, error) {
 	if n.Relay != nil {
 		l.relay, l.index = compileRelay(n), n.Relay.Index
 	}
+	if len(n.V4.Boots) > 0 {
+		l.boots, l.bootsID = compileBoots(n.V4.Boots)
+	}
 	if l.v4 {
 		if err := l.compile4(n); err != nil {
 			return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
@@ -91,8 +95,11 @@ func Compile(n NIC) (*Link, error) {
 		if err != nil {
 			return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
 		}
-		l.nd = compileND(n, search, l.limit)
-		l.dhcp6 = compileDHCP6(n, search)
+		l.prefixes = compilePrefixes(n.V6)
+		l.nd = compileND(n, l.prefixes, search, l.limit)
+		if l.dhcp6, err = compileDHCP6(n, search); err != nil {
+			return nil, fmt.Errorf("compile the link of bridge %q: %w", n.Bridge, err)
+		}
 	}
 	return l, nil
 }
@@ -109,9 +116,6 @@ func (l *Link) compile4(n NIC) (err error) {
 	}
 	if l.fqdn, err = compileFQDN(n); err != nil {
 		return err
-	}
-	if len(n.V4.Boots) > 0 {
-		l.boots, l.bootsID = compileBoots(n.V4.Boots)
 	}
 	return nil
 }
@@ -190,7 +194,7 @@ func check6(n NIC) error {
 	if len(v.Addrs) > 0 && (v.Preferred == 0 || v.Preferred > v.Valid) {
 		return fmt.Errorf("the lifetimes of the IPv6 addresses, preferred %d and valid %d, are not in this order or 0", v.Preferred, v.Valid)
 	}
-	return nil
+	return checkPrefixes(v)
 }
 
 // searchList is what a resolver should try: the search list, or else the
@@ -237,7 +241,7 @@ func (l *Link) Respond(g *Guest, now time.Time, frame, out []byte) ([]byte, Verd
 	case eth.Type == wire.EtherTypeIPv4 && l.v4:
 		return l.respondIPv4(g, now, b, out)
 	case eth.Type == wire.EtherTypeIPv6 && l.v6:
-		return l.respondIPv6(g, b, out)
+		return l.respondIPv6(g, now, b, out)
 	}
 	return nil, NotOurs
 }
@@ -266,7 +270,7 @@ func (l *Link) respondIPv4(g *Guest, now time.Time, b, out []byte) ([]byte, Verd
 	return l.respondDHCP4(g, now, ip.Dst == l.gw4, b, out)
 }
 
-func (l *Link) respondIPv6(g *Guest, b, out []byte) ([]byte, Verdict) {
+func (l *Link) respondIPv6(g *Guest, now time.Time, b, out []byte) ([]byte, Verdict) {
 	ip, b, ok := wire.ParseIPv6(b)
 	switch {
 	case !ok:
@@ -274,7 +278,7 @@ func (l *Link) respondIPv6(g *Guest, b, out []byte) ([]byte, Verdict) {
 	case ip.Proto == protoFragment:
 		return nil, Fragment
 	case ip.Proto == wire.ProtoICMPv6:
-		return l.respondND(g, ip, b, out)
+		return l.respondND(g, now, ip, b, out)
 	case ip.Proto != wire.ProtoUDP:
 		return nil, NotOurs
 	}
@@ -287,7 +291,7 @@ func (l *Link) respondIPv6(g *Guest, b, out []byte) ([]byte, Verdict) {
 	case udp.Dst != wire.DHCP6ServerPort:
 		return nil, NotOurs
 	}
-	return l.respondDHCP6(g, ip, b, out)
+	return l.respondDHCP6(g, now, ip, b, out)
 }
 
 // protoFragment is the next header value of a fragment (RFC 8200 §4.5).
@@ -307,6 +311,7 @@ const (
 	offIPv6Src = wire.EtherLen + 8
 	offIPv6Dst = wire.EtherLen + 24
 	offICMP6   = wire.EtherLen + wire.IPv6Len
+	offTarget  = offICMP6 + 8 // of a neighbour advertisement
 	offUDP6    = offICMP6
 	offDHCP6   = offUDP6 + wire.UDPLen
 )

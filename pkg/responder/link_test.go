@@ -23,13 +23,15 @@ var update = flag.Bool("update", false, "write the golden files")
 // TestGolden holds every byte of every reply.
 func TestGolden(t *testing.T) {
 	const file = "testdata/replies.txtar"
-	l := mustCompile(t, fullNIC())
 	out := make([]byte, 0, responder.MaxReply)
 	got := &txtar.Archive{Comment: []byte("The verdict and the reply to each message of frames_test.go.\nWrite it anew with go test -run Golden -update.\n")}
-	for _, m := range messages() {
-		reply, v := respond(l, m.frame, out)
-		text := fmt.Sprintf("%s\n%s", v, hex.Dump(reply))
-		got.Files = append(got.Files, txtar.File{Name: m.name, Data: []byte(text)})
+	for _, s := range sets() {
+		l := mustCompile(t, s.nic)
+		for _, m := range s.messages {
+			reply, v := respond(l, m.frame, out)
+			text := fmt.Sprintf("%s\n%s", v, hex.Dump(reply))
+			got.Files = append(got.Files, txtar.File{Name: m.name, Data: []byte(text)})
+		}
 	}
 	if *update {
 		if err := os.WriteFile(file, txtar.Format(got), 0o644); err != nil {
@@ -46,7 +48,6 @@ func TestGolden(t *testing.T) {
 }
 
 func TestVerdicts(t *testing.T) {
-	l := mustCompile(t, fullNIC())
 	out := make([]byte, 0, responder.MaxReply)
 	seen := map[responder.Verdict]bool{
 		responder.DHCP4NoAddress:       true, // TestNoIPv4
@@ -60,17 +61,20 @@ func TestVerdicts(t *testing.T) {
 		responder.DHCP6Relayed: true, responder.DHCP6Answered: true, responder.DHCP6LateAnswer: true, responder.DHCP6BadAnswer: true,
 	}
 	names := map[string]bool{}
-	for _, m := range messages() {
-		if names[m.name] {
-			t.Errorf("two messages are called %s", m.name)
+	for _, s := range sets() {
+		l := mustCompile(t, s.nic)
+		for _, m := range s.messages {
+			if names[m.name] {
+				t.Errorf("two messages are called %s", m.name)
+			}
+			names[m.name] = true
+			reply, v := respond(l, m.frame, out)
+			seen[v] = true
+			if v != m.want {
+				t.Errorf("%s: verdict %s, want %s", m.name, v, m.want)
+			}
+			checkReply(t, l, s.nic, m.frame, reply, v)
 		}
-		names[m.name] = true
-		reply, v := respond(l, m.frame, out)
-		seen[v] = true
-		if v != m.want {
-			t.Errorf("%s: verdict %s, want %s", m.name, v, m.want)
-		}
-		checkReply(t, l, fullNIC(), m.frame, reply, v)
 	}
 	for v := range responder.Verdict(responder.NumVerdicts) {
 		if !seen[v] {
@@ -140,11 +144,16 @@ func checkSums(t *testing.T, typ uint16, b []byte) {
 }
 
 func TestRespondAllocatesNothing(t *testing.T) {
-	l := mustCompile(t, fullNIC())
 	out := make([]byte, 0, responder.MaxReply)
-	for _, m := range messages() {
-		if n := testing.AllocsPerRun(20, func() { respond(l, m.frame, out) }); n != 0 {
-			t.Errorf("%s: %v allocations", m.name, n)
+	for _, s := range sets() {
+		l := mustCompile(t, s.nic)
+		for _, m := range s.messages {
+			if n := testing.AllocsPerRun(20, func() { respond(l, m.frame, out) }); n != 0 {
+				t.Errorf("%s: %v allocations", m.name, n)
+			}
+		}
+		if n := testing.AllocsPerRun(20, func() { l.Unsolicited(epoch, out) }); n != 0 {
+			t.Errorf("Unsolicited: %v allocations", n)
 		}
 	}
 	nic := fullNIC()
@@ -157,9 +166,6 @@ func TestRespondAllocatesNothing(t *testing.T) {
 		if n := testing.AllocsPerRun(20, func() { auto.Respond(&g, epoch, request, out) }); n != 0 {
 			t.Errorf("%q: %v allocations", client, n)
 		}
-	}
-	if n := testing.AllocsPerRun(20, func() { l.Unsolicited(out) }); n != 0 {
-		t.Errorf("Unsolicited: %v allocations", n)
 	}
 }
 
@@ -206,6 +212,22 @@ func TestCompileRefuses(t *testing.T) {
 		{"IPv4 in V6", func(n *responder.NIC) { n.V6.Addrs = []netip.Addr{guest4} }, "not an IPv6"},
 		{"one IPv6 address", func(n *responder.NIC) { n.V6.Addrs = []netip.Addr{gateway6} }, "same address"},
 		{"no lifetime", func(n *responder.NIC) { n.V6.Preferred = 0 }, "lifetimes"},
+		{"IPv4 prefix", prefixes(responder.Prefix{Net: pfx("10.0.0.0/8"), Mode: responder.ModeSLAAC}), "not an IPv6 prefix"},
+		{"no prefix", prefixes(responder.Prefix{Mode: responder.ModeSLAAC}), "not an IPv6 prefix"},
+		{"host bits", prefixes(responder.Prefix{Net: pfx("2001:db8::1/64"), Mode: responder.ModeSLAAC}), "not an IPv6 prefix"},
+		{"SLAAC in a /63", prefixes(responder.Prefix{Net: pfx("2001:db8::/63"), Mode: responder.ModeSLAAC}), "/64 alone"},
+		{"a pool of /65", prefixes(responder.Prefix{Net: pfx("2001:db8::/65"), Mode: responder.ModeDelegate}), "delegated from"},
+		{"a pool of /8", prefixes(responder.Prefix{Net: pfx("2000::/8"), Mode: responder.ModeDelegate}), "delegated from"},
+		{"exclude elsewhere", prefixes(responder.Prefix{Net: pfx("2001:db8::/56"), Mode: responder.ModeDelegate, Exclude: pfx("2001:db9::/64")}), "not a part of"},
+		{"exclude all", prefixes(responder.Prefix{Net: pfx("2001:db8::/56"), Mode: responder.ModeDelegate, Exclude: pfx("2001:db8::/56")}), "not a part of"},
+		{"unknown mode", prefixes(responder.Prefix{Net: pfx("2001:db8::/56"), Mode: "x"}), "not for slaac"},
+		{"delegation without lifetime", func(n *responder.NIC) {
+			n.V6.Addrs, n.V6.Preferred = nil, 0
+			n.V6.Prefixes = responder.Prefixes{{Net: pfx("2001:db8::/56"), Mode: responder.ModeDelegate}}
+		}, "delegated prefixes"},
+		{"NAT64 of /95", func(n *responder.NIC) { n.V6.PREF64 = pfx("64:ff9b::/95") }, "NAT64"},
+		{"bad AFTR", func(n *responder.NIC) { n.V6.AFTR = "a..b" }, "AFTR"},
+		{"long AFTR", func(n *responder.NIC) { n.V6.AFTR = strings.Repeat("a.", 200) + "org" }, "AFTR"},
 		{"preferred beyond valid", func(n *responder.NIC) { n.V6.Preferred = 7201 }, "lifetimes"},
 	} {
 		n := fullNIC()
@@ -215,6 +237,10 @@ func TestCompileRefuses(t *testing.T) {
 			t.Errorf("%s: error %v, want one with %q", c.name, err, c.want)
 		}
 	}
+}
+
+func prefixes(p ...responder.Prefix) func(n *responder.NIC) {
+	return func(n *responder.NIC) { n.V6.Prefixes = p }
 }
 
 // TestNoIPv4 has a NIC with IPv6 alone, and one whose address is not given out.
@@ -256,7 +282,7 @@ func TestNoIPv6(t *testing.T) {
 				t.Errorf("%s: %s: %s %x", name, m.name, v, r)
 			}
 		}
-		if r := l.Unsolicited(out); r != nil {
+		if r := l.Unsolicited(epoch, out); r != nil {
 			t.Errorf("%s: unsolicited %x", name, r)
 		}
 	}

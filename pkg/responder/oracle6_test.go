@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/insomniacslk/dhcp/dhcpv6"
+	"github.com/insomniacslk/dhcp/rfc1035label"
 	"github.com/mdlayher/ndp"
 
 	"github.com/slash32/slash32/pkg/mac"
@@ -114,7 +115,7 @@ func TestRouterAdvertisement(t *testing.T) {
 	check("rs", to, guestMAC, dst, guestLL, got)
 	to, dst, got = askND(t, l, find(t, ndMessages(), "rs_unspecified").frame, responder.RAMulticast)
 	check("rs_unspecified", to, allMAC, dst, allNodes, got)
-	to, dst, got = readND(t, l.Unsolicited(make([]byte, responder.MaxReply)))
+	to, dst, got = readND(t, l.Unsolicited(epoch, make([]byte, responder.MaxReply)))
 	check("unsolicited", to, allMAC, dst, allNodes, got)
 }
 
@@ -162,7 +163,7 @@ func TestRouterAdvertisementFollowsBinding(t *testing.T) {
 		n, want := fullNIC(), fullRA()
 		c.change(&n)
 		c.want(want)
-		_, _, got := readND(t, mustCompile(t, n).Unsolicited(make([]byte, responder.MaxReply)))
+		_, _, got := readND(t, mustCompile(t, n).Unsolicited(epoch, make([]byte, responder.MaxReply)))
 		if d := cmp.Diff(ndp.Message(want), got, compareAddrs); d != "" {
 			t.Errorf("%s (-want +got):\n%s", c.name, d)
 		}
@@ -214,7 +215,14 @@ func lines6(m *dhcpv6.Message) []string {
 		case *dhcpv6.OptIAPD:
 			add("IA_PD %d T1 %d T2 %d%s", o.IaId[3], o.T1/time.Second, o.T2/time.Second, status(o.Options.Status()))
 			for _, p := range o.Options.Prefixes() {
-				add("  %s %d %d", p.Prefix, p.PreferredLifetime/time.Second, p.ValidLifetime/time.Second)
+				without := ""
+				for _, o := range p.Options.Get(wire.Opt6PDExclude) {
+					n, _ := p.Prefix.Mask.Size()
+					a, _ := netip.AddrFromSlice(p.Prefix.IP)
+					x, _ := wire.ParsePDExclude(netip.PrefixFrom(a, n), o.ToBytes())
+					without = " without " + x.String()
+				}
+				add("  %s %d %d%s", p.Prefix, p.PreferredLifetime/time.Second, p.ValidLifetime/time.Second, without)
 			}
 		case *dhcpv6.OptStatusCode:
 			add("status%s", status(o))
@@ -232,6 +240,13 @@ func lines6(m *dhcpv6.Message) []string {
 				add("search %s", strings.Join(m.Options.DomainSearchList().Labels, " "))
 			case dhcpv6.OptionNTPServer:
 				addrs("ntp", m.Options.NTPServers())
+			case dhcpv6.OptionBootfileURL:
+				add("boot %s", m.Options.BootFileURL())
+			case dhcpv6.OptionVendorClass:
+				add("class %q", o.(*dhcpv6.OptVendorClass).Data)
+			case dhcpv6.OptionAFTRName:
+				name, err := rfc1035label.FromBytes(o.ToBytes())
+				add("aftr %v %v", name, err)
 			case dhcpv6.OptionSNTPServerList:
 				add("sntp %x", o.ToBytes())
 			}

@@ -406,7 +406,7 @@ func TestRelay6(t *testing.T) {
 		}
 	}
 	// The guest is told to ask.
-	ra := b.l.Unsolicited(make([]byte, responder.MaxReply))
+	ra := b.l.Unsolicited(epoch, make([]byte, responder.MaxReply))
 	if ra[wire.EtherLen+wire.IPv6Len+5]&wire.RAManaged == 0 {
 		t.Error("the router advertisement lacks the M flag")
 	}

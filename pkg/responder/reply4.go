@@ -54,7 +54,7 @@ func (a *answer4) choose() {
 		a.take(wire.Opt4BootFile)
 		a.take(wire.Opt4VendorClass)
 	}
-	if a.req.ipxe {
+	if a.req.firmware.ipxe {
 		a.take(wire.Opt4IPXE)
 	}
 }
@@ -97,7 +97,7 @@ func (a *answer4) bytes(code uint8) []byte {
 			return a.boot.class
 		}
 	case wire.Opt4IPXE:
-		if a.req.ipxe && a.table.get(code) == nil {
+		if a.req.firmware.ipxe && a.table.get(code) == nil {
 			return noProxyDHCP
 		}
 	}

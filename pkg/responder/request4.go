@@ -34,10 +34,7 @@ type request4 struct {
 	vendor      [maxVendor]byte
 	vendorN     uint8
 	microsoft   bool // the vendor class is one of Microsoft's
-	pxe, http   bool // or firmware's
-	ipxe        bool
-	hasArch     bool
-	arch        uint16
+	firmware    firmware
 	autoConf    bool // RFC 2563: asks whether it may give itself an address
 	fqdn        bool // RFC 4702
 	fqdnEncoded bool // in DNS's encoding
@@ -45,9 +42,6 @@ type request4 struct {
 }
 
 func (r *request4) wants(code uint8) bool { return r.wanted.has(code) }
-
-// firmware tells whether the client is a boot program and not a system.
-func (r *request4) firmware() bool { return r.pxe || r.http || r.ipxe || r.hasArch }
 
 // startsWith is strings.HasPrefix without the allocation of a string.
 func startsWith(b []byte, s string) bool { return len(b) >= len(s) && string(b[:len(s)]) == s }
@@ -89,17 +83,17 @@ func (r *request4) parse(m *wire.DHCP4) (ok bool) {
 			if r.vendorN == 0 {
 				r.vendorN = uint8(copy(r.vendor[:], o.Data))
 				r.microsoft = startsWith(o.Data, "MSFT")
-				r.pxe = startsWith(o.Data, vendorPXE)
-				r.http = startsWith(o.Data, vendorHTTP)
+				r.firmware.pxe = startsWith(o.Data, vendorPXE)
+				r.firmware.http = startsWith(o.Data, vendorHTTP)
 			}
 		case wire.Opt4UserClass:
 			// iPXE sends the bare word, others in the form of RFC 3004 §4.
-			r.ipxe = r.ipxe || string(o.Data) == "iPXE" || string(o.Data) == "\x04iPXE"
+			r.firmware.ipxe = r.firmware.ipxe || string(o.Data) == "iPXE" || string(o.Data) == "\x04iPXE"
 		case wire.Opt4IPXE:
-			r.ipxe = true
+			r.firmware.ipxe = true
 		case wire.Opt4Architecture:
-			if len(o.Data) >= 2 && !r.hasArch {
-				r.hasArch, r.arch = true, binary.BigEndian.Uint16(o.Data)
+			if len(o.Data) >= 2 && !r.firmware.hasArch {
+				r.firmware.hasArch, r.firmware.arch = true, binary.BigEndian.Uint16(o.Data)
 			}
 		case wire.Opt4AutoConfigure:
 			r.autoConf = len(o.Data) == 1 && o.Data[0] == 1

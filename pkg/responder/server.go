@@ -353,7 +353,7 @@ func (s *Server) advertise(ctx context.Context) {
 
 func (s *Server) unsolicited(out []byte) []byte {
 	defer s.survive()
-	return s.link.Load().Unsolicited(out)
+	return s.link.Load().Unsolicited(time.Now(), out)
 }
 
 // Close closes the connection of a server that does not Run.

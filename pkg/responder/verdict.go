@@ -23,8 +23,9 @@ const (
 	ARPMalformed    // not Ethernet and IPv4
 
 	NDAdvert     // answered: a solicitation for the gateway
+	NDProxy      // answered: a solicitation for another address of an on-link prefix
 	NDDefend     // answered: duplicate detection of the gateway's address
-	NDOwn        // duplicate detection of the guest's own address
+	NDOwn        // a solicitation for an address of the guest: duplicate detection
 	NDOther      // a solicitation for an address that is nobody's here
 	NDNotSolicit // a neighbour advertisement or redirect
 	NDRogueRA    // the guest sends router advertisements
@@ -102,6 +103,7 @@ var verdictNames = [NumVerdicts]string{
 	ARPMalformed:    "arp_malformed",
 
 	NDAdvert:     "nd_advert",
+	NDProxy:      "nd_proxy",
 	NDDefend:     "nd_defend",
 	NDOwn:        "nd_own",
 	NDOther:      "nd_other",
