@@ -217,8 +217,10 @@ func (m *machine) awaitLibvirt(t *testing.T) {
 
 func unitOf(d lab.Domain) string { return "slash32-responder@" + lab.DefaultUUID(d.Name) + ".service" }
 
-func startVM(t *testing.T, m *machine) {
-	xml, err := web.XML()
+// start defines a VM and starts it.
+func (m *machine) start(t *testing.T, vm lab.Domain) {
+	t.Helper()
+	xml, err := vm.XML()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +229,11 @@ func startVM(t *testing.T, m *machine) {
 	if out, err := define.CombinedOutput(); err != nil {
 		t.Fatalf("define: %v\n%s", err, out)
 	}
-	m.do(t, "virsh", "-c", "qemu:///system", "start", web.Name)
+	m.do(t, "virsh", "-c", "qemu:///system", "start", vm.Name)
+}
+
+func startVM(t *testing.T, m *machine) {
+	m.start(t, web)
 	if p := m.properties(t, unitOf(web), "ActiveState", "SubState"); p["SubState"] != "running" {
 		t.Errorf("the responder's unit is %v", p)
 	}
@@ -425,16 +431,7 @@ func relayed(t *testing.T, m *machine) {
 		END
 		systemd-run --quiet --unit=srv ip netns exec srv dhcpd -4 -f -cf /run/srv/conf -lf /run/srv/leases --no-pid eth0`)
 	vm := lab.Domain{Name: "rel", Metadata: "<network xmlns='urn:slash32:domain:1'><interface><relay server='10.9.0.11'/></interface></network>"}
-	xml, err := vm.XML()
-	if err != nil {
-		t.Fatal(err)
-	}
-	define := m.command(t.Context(), "virsh", "-c", "qemu:///system", "define", "/dev/stdin")
-	define.Stdin = strings.NewReader(xml)
-	if out, err := define.CombinedOutput(); err != nil {
-		t.Fatalf("define: %v\n%s", err, out)
-	}
-	m.do(t, "virsh", "-c", "qemu:///system", "start", vm.Name)
+	m.start(t, vm)
 	file := "/var/lib/slash32/leases/" + lab.DefaultUUID(vm.Name) + ".json"
 	var leased string
 	m.await(t, "the lease is in the file", func() error {
