@@ -181,6 +181,11 @@ func ask6(t *testing.T, l *responder.Link, frame []byte, want responder.Verdict)
 	if eth.Dst != guestMAC || h.Dst != guestLL || u != (wire.UDP{Src: 547, Dst: 546}) {
 		t.Errorf("to %s %s, ports %+v", eth.Dst, h.Dst, u)
 	}
+	return parse6(t, b)
+}
+
+func parse6(t *testing.T, b []byte) *dhcpv6.Message {
+	t.Helper()
 	m, err := dhcpv6.MessageFromBytes(b)
 	if err != nil {
 		t.Fatal(err)

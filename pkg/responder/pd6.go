@@ -177,6 +177,11 @@ func (d *delegation) wish(ia *wire.IA6) wishes {
 // it has, unless it would like another length, else a new one. pool is nil when
 // there is none.
 func (d *delegation) choose(ia *wire.IA6, w *wishes) (x netip.Prefix, pool *pool6) {
+	for i, e := range d.g.Prefixes {
+		if d.given&(1<<i) != 0 && e.IAID == ia.IAID && d.isGood(e.Prefix) { // the same IA a second time
+			return e.Prefix, d.l.prefixes.pool(e.Prefix)
+		}
+	}
 	named := false
 	for o := ia.Options(); o.Next(); {
 		p, ok := wire.ParseIAPrefix6(o.Data)
@@ -263,13 +268,15 @@ func (d *delegation) first(p *pool6, bits int, iaid uint32, exclude bool) (netip
 	}
 }
 
-// taken tells whether part of x is another IA's now, and where that one ends.
+// taken tells whether part of x is another IA's now, or in this reply already, and
+// where that ends. What is x itself and the IA's is not taken.
 func (d *delegation) taken(x part, iaid uint32) (end uint64, taken bool) {
 	for i, e := range d.g.Prefixes {
-		if !e.Prefix.IsValid() || e.IAID == iaid || e.Expires <= d.now && d.given&(1<<i) == 0 {
+		given := d.given&(1<<i) != 0
+		if !e.Prefix.IsValid() || !given && (e.IAID == iaid || e.Expires <= d.now) {
 			continue
 		}
-		if y := span(e.Prefix); x.overlaps(y) {
+		if y := span(e.Prefix); x.overlaps(y) && (e.IAID != iaid || x != y) {
 			end, taken = max(end, y.hi), true
 		}
 	}
