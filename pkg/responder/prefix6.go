@@ -45,10 +45,10 @@ type pool6 struct {
 func compilePrefixes(v V6) *prefixes6 {
 	p := &prefixes6{}
 	for _, x := range v.Prefixes {
-		switch x.Mode {
-		case ModeSLAAC:
-			p.advertise(x, x.Net)
-		case ModeDelegate:
+		if net, ok := x.advertised(); ok {
+			p.advertise(x, net)
+		}
+		if x.Mode == ModeDelegate {
 			length := int(x.Length)
 			if length == 0 {
 				length = slaacBits
@@ -57,9 +57,6 @@ func compilePrefixes(v V6) *prefixes6 {
 				net: x.Net, length: min(max(length, x.Net.Bits()), slaacBits), exclude: x.Exclude,
 				deprecated: x.Deprecated, until: x.Until,
 			})
-			if x.Exclude.IsValid() && x.Exclude.Bits() == slaacBits {
-				p.advertise(x, x.Exclude)
-			}
 		}
 	}
 	if len(p.advertised) == 0 && len(p.pools) == 0 {
