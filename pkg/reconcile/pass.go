@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -151,27 +150,6 @@ func (p *pass) locked(ctx context.Context) error {
 		p.Prefixes(p.config.Hooks.Prefix, p.routed())
 	}
 	return errors.Join(errs...)
-}
-
-// announce begins to tell the neighbours of the proxies that were added, so that
-// they find a guest that has come from another host.
-func (l *Loop) announce(ctx context.Context, changes []state.Change, begun *sync.WaitGroup) {
-	added := map[string][]netip.Addr{}
-	for _, c := range changes {
-		if c.Proxy != nil && c.Verb == state.Add {
-			added[c.Proxy.Link] = append(added[c.Proxy.Link], c.Proxy.IP)
-		}
-	}
-	if l.Announce == nil {
-		return
-	}
-	for link, addrs := range added {
-		begun.Go(func() {
-			if err := l.Announce(ctx, link, addrs); err != nil && ctx.Err() == nil {
-				l.Log.Warnf("%v; the neighbours find the VMs when they ask again", err)
-			}
-		})
-	}
 }
 
 // live tells whether a declaration is of a VM that runs or is about to.
