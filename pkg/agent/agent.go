@@ -87,7 +87,10 @@ func Run(ctx context.Context, o Options) error {
 	loop.Relay = carrier.Set
 	hooks := &userhook.Runner{File: filepath.Join(o.Dirs.Run, "prefixes.json"), Log: o.Log}
 	loop.Prefixes = hooks.Set
-	a := &agent{Options: o, loop: loop, kernel: k, spool: s}
+	up := newUpstreams(o.Dirs, func(reason string) { loop.Poke(reason, false) }, o.Log)
+	up.set(c)
+	loop.Upstream = up.given
+	a := &agent{Options: o, loop: loop, kernel: k, spool: s, upstreams: up}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return loop.Run(ctx) })
@@ -99,6 +102,7 @@ func Run(ctx context.Context, o Options) error {
 	})
 	g.Go(func() error { return carrier.Run(ctx) })
 	g.Go(func() error { return hooks.Run(ctx) })
+	g.Go(func() error { return up.run(ctx) })
 	g.Go(func() error { return control.Serve(ctx, l, a.serve) })
 	g.Go(func() error { return a.signals(ctx) })
 	g.Go(func() error { return a.notify(ctx) })
@@ -147,6 +151,8 @@ type agent struct {
 	loop   *reconcile.Loop
 	kernel *kernel.Kernel
 	spool  *spool.Spool
+
+	upstreams *upstreams
 }
 
 // signals reads the configuration again when asked to.
@@ -178,6 +184,7 @@ func (a *agent) reload() error {
 		return fatal
 	}
 	a.loop.SetConfig(c)
+	a.upstreams.set(c)
 	a.Log.Info("configuration read")
 	return nil
 }

@@ -443,7 +443,8 @@ func (p *pass) write(ctx context.Context) error {
 				Fix: "see to the disk of " + p.Spool.State + "; until then, what other DHCP servers lease to the VM is not routed",
 			})
 		}
-		changed, err := p.Spool.WriteBinding(id, p.desired.Bindings[id])
+		written, changed, err := p.Spool.ReplaceBinding(id, p.desired.Bindings[id], p.Now())
+		p.retired(written)
 		if err != nil {
 			errs = append(errs, err)
 			continue

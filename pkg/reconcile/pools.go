@@ -9,6 +9,7 @@ import (
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/problem"
+	"github.com/slash32/slash32/pkg/responder"
 )
 
 // openPools reads the networks' IPv6 pools and renumbers them to what the
@@ -109,4 +110,15 @@ func (p *pass) number(v *vm, asked intent.VM) bool {
 	}
 	v.intent, v.asked, v.planned = given, asked, true
 	return true
+}
+
+// retired notes when prefixes that a VM has no more are to be forgotten.
+func (p *pass) retired(b responder.Binding) {
+	for _, n := range b.NICs {
+		for _, x := range n.V6.Prefixes {
+			if x.Until != 0 {
+				p.ends(time.Unix(x.Until, 0))
+			}
+		}
+	}
 }

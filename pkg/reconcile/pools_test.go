@@ -10,6 +10,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/lease"
+	"github.com/slash32/slash32/pkg/responder"
 	"github.com/slash32/slash32/pkg/spool"
 )
 
@@ -125,6 +126,42 @@ func TestUpstream(t *testing.T) {
 	b.gives("", 0)
 	b.pass()
 	b.want(b.routes6(), `(?m)^`+local, `!2001:db8:1:`)
+}
+
+// TestRetired: a prefix that is taken out of the annotation is deprecated, and
+// forgotten after two hours.
+func TestRetired(t *testing.T) {
+	b := newBed(t)
+	vm := func(prefixes string) string {
+		return `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface><address ip="2001:db8::7"/>` + prefixes + `</interface></slash32:network>`
+	}
+	b.run(1, vm(`<prefix net="2001:db8:1::/64" mode="slaac"/>`))
+	b.pass()
+	b.want(b.routes6(), `(?m)^2001:db8:1::/64 dev s32-vm1`)
+	b.run(1, vm(""))
+	b.loop.Poke("libvirt", true)
+	b.pass()
+	b.want(b.routes6(), `!2001:db8:1::/64`)
+	prefixes := func() responder.Prefixes {
+		binding, err := b.spool.Binding(id(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return binding.NICs[0].V6.Prefixes
+	}
+	if ps := prefixes(); len(ps) != 1 || !ps[0].Deprecated {
+		t.Errorf("prefixes %+v", ps)
+	}
+	b.restart()
+	b.pass()
+	if ps := prefixes(); len(ps) != 1 || !ps[0].Deprecated {
+		t.Errorf("with the next agent: prefixes %+v", ps)
+	}
+	b.later(3 * time.Hour)
+	b.pass()
+	if ps := prefixes(); len(ps) != 0 {
+		t.Errorf("after three hours: prefixes %+v", ps)
+	}
 }
 
 // TestDelegation: what the responder has delegated is routed behind the guest until

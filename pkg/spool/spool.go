@@ -231,6 +231,20 @@ func (s *Spool) WriteBinding(id uuid.UUID, b responder.Binding) (changed bool, e
 	return true, nil
 }
 
+// ReplaceBinding is WriteBinding for a guest that runs: prefixes that were
+// advertised to it and are not in b are in what is written, which is returned, as
+// deprecated ones.
+func (s *Spool) ReplaceBinding(id uuid.UUID, b responder.Binding, now time.Time) (written responder.Binding, changed bool, err error) {
+	// Few bindings have prefixes, and those of all VMs are looked at in each pass.
+	if have, err := os.ReadFile(s.BindingFile(id)); err == nil && bytes.Contains(have, []byte(`"prefixes":[`)) {
+		if old, err := s.Binding(id); err == nil {
+			b = responder.Retire(old, b, now)
+		}
+	}
+	changed, err = s.WriteBinding(id, b)
+	return b, changed, err
+}
+
 // Binding reads the binding of a VM.
 func (s *Spool) Binding(id uuid.UUID) (responder.Binding, error) {
 	var b responder.Binding

@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/spool"
+	"github.com/slash32/slash32/pkg/upstream"
+)
+
+const (
+	// settle is how long a router upstream has to give its first prefix before the
+	// networks that ask it get a unique local one.
+	settle = 30 * time.Second
+	// goodbye is how long giving a prefix back may take.
+	goodbye = 10 * time.Second
+)
+
+// upstreams are the DHCPv6 clients that the configuration asks for, one for each
+// interface.
+type upstreams struct {
+	dirs spool.Dirs
+	poke func(reason string)
+	log  logrus.FieldLogger
+	wake chan struct{}
+
+	mu     sync.Mutex
+	hints  map[string]uint8 // what is wanted, by interface
+	leases map[string][]upstream.Lease
+	since  map[string]time.Time
+}
+
+func newUpstreams(dirs spool.Dirs, poke func(string), log logrus.FieldLogger) *upstreams {
+	return &upstreams{
+		dirs: dirs, poke: poke, log: log, wake: make(chan struct{}, 1),
+		leases: map[string][]upstream.Lease{}, since: map[string]time.Time{},
+	}
+}
+
+// set takes the interfaces that a configuration asks on. Of two networks that ask
+// on one, the one that asks for more is heard.
+func (u *upstreams) set(c config.Config) {
+	hints := map[string]uint8{}
+	for _, name := range slices.Sorted(maps.Keys(c.Networks)) {
+		from := c.Networks[name].Pool6
+		if from.Upstream == "" {
+			continue
+		}
+		if have, ok := hints[from.Upstream]; !ok || have == 0 || from.Hint != 0 && from.Hint < have {
+			hints[from.Upstream] = from.Hint
+		}
+	}
+	u.mu.Lock()
+	u.hints = hints
+	u.mu.Unlock()
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+}
+
+// given is what the router on a link has given, for reconcile.Loop.
+func (u *upstreams) given(link string) (spool.Given, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now := time.Now()
+	for _, l := range u.leases[link] {
+		if l.Preferred.IsZero() || l.Preferred.After(now) {
+			return spool.Given{Prefix: l.Prefix, Preferred: l.Preferred, Valid: l.Valid}, true
+		}
+	}
+	since, ok := u.since[link]
+	return spool.Given{}, ok && now.Sub(since) >= settle
+}
+
+// running is a client at work.
+type running struct {
+	hint   uint8
+	client *upstream.Client
+	stop   func() // ends it and waits until it has
+}
+
+// run keeps the clients going until ctx ends.
+func (u *upstreams) run(ctx context.Context) error {
+	clients := map[string]running{}
+	defer func() {
+		for _, r := range clients {
+			r.stop()
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-u.wake:
+		}
+		u.mu.Lock()
+		hints := maps.Clone(u.hints)
+		u.mu.Unlock()
+		for link, r := range clients {
+			hint, wanted := hints[link]
+			if wanted && hint == r.hint {
+				continue
+			}
+			r.stop()
+			delete(clients, link)
+			if wanted {
+				continue // it starts again, with what it had
+			}
+			u.forget(link)
+			bye, cancel := context.WithTimeout(ctx, goodbye)
+			if err := r.client.Release(bye); err != nil {
+				u.log.Warnf("give back the IPv6 prefix of %s: %v", link, err)
+			}
+			cancel()
+		}
+		for link, hint := range hints {
+			if _, ok := clients[link]; !ok {
+				clients[link] = u.start(ctx, link, hint)
+			}
+		}
+	}
+}
+
+func (u *upstreams) forget(link string) {
+	u.mu.Lock()
+	delete(u.leases, link)
+	delete(u.since, link)
+	u.mu.Unlock()
+	u.poke("upstream of " + link)
+}
+
+func (u *upstreams) start(ctx context.Context, link string, hint uint8) running {
+	u.mu.Lock()
+	u.since[link] = time.Now()
+	u.mu.Unlock()
+	c := &upstream.Client{
+		Interface: link, Hint: hint, State: u.dirs.UpstreamFile(link), Log: u.log.WithField("upstream", link),
+		Changed: func(ls []upstream.Lease) {
+			u.mu.Lock()
+			u.leases[link] = slices.Clone(ls)
+			u.mu.Unlock()
+			u.poke("upstream of " + link)
+		},
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			u.log.Errorf("ask for an IPv6 prefix on %s: %v", link, err)
+		}
+	})
+	wg.Go(func() {
+		t := time.NewTimer(settle)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			u.poke("upstream of " + link)
+		case <-ctx.Done():
+		}
+	})
+	return running{hint: hint, client: c, stop: func() { cancel(); wg.Wait() }}
+}
