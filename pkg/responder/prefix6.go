@@ -75,6 +75,16 @@ func (p *prefixes6) advertise(x Prefix, net netip.Prefix) {
 	p.advertised = append(p.advertised, advertised6{net: net, onlink: x.OnLink, deprecated: x.Deprecated, until: x.Until})
 }
 
+// Delegates tells whether the NIC has a pool to delegate from.
+func (n NIC) Delegates() bool {
+	for _, p := range n.V6.Prefixes {
+		if p.Mode == ModeDelegate {
+			return true
+		}
+	}
+	return false
+}
+
 // delegates tells whether a client that asks for a prefix can get one.
 func (p *prefixes6) delegates() bool {
 	if p != nil {

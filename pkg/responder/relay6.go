@@ -46,7 +46,7 @@ func (l *Link) forget6(g *Guest, m *wire.DHCP6) {
 				g.V6[i] = lease.V6{}
 			}
 		}
-	}, func(p wire.IAPrefix6) {
+	}, func(_ uint32, p wire.IAPrefix6) {
 		for i := range g.Prefixes {
 			if g.Prefixes[i].Prefix == p.Prefix {
 				g.Prefixes[i] = lease.Prefix{}
@@ -55,9 +55,9 @@ func (l *Link) forget6(g *Guest, m *wire.DHCP6) {
 	})
 }
 
-// each6 calls a function for each address in the IA_NAs and each prefix in the
-// IA_PDs of a message.
-func each6(m *wire.DHCP6, address func(wire.IAAddr6), prefix func(wire.IAPrefix6)) {
+// each6 calls a function for each address in the IA_NAs and each prefix, with its
+// IAID, in the IA_PDs of a message.
+func each6(m *wire.DHCP6, address func(wire.IAAddr6), prefix func(uint32, wire.IAPrefix6)) {
 	for o := m.Options(); o.Next(); {
 		if o.Code != wire.Opt6IANA && o.Code != wire.Opt6IAPD {
 			continue
@@ -74,7 +74,7 @@ func each6(m *wire.DHCP6, address func(wire.IAAddr6), prefix func(wire.IAPrefix6
 				}
 			case o.Code == wire.Opt6IAPD && i.Code == wire.Opt6IAPrefix:
 				if p, ok := wire.ParseIAPrefix6(i.Data); ok {
-					prefix(p)
+					prefix(ia.IAID, p)
 				}
 			}
 		}
@@ -165,7 +165,7 @@ func (l *Link) learn6(g *Guest, now time.Time, peer netip.Addr, m *wire.DHCP6) {
 		case a.Addr.IsGlobalUnicast():
 			g.V6[at] = lease.V6{Addr: a.Addr, Expires: now.Unix() + int64(a.Valid)}
 		}
-	}, func(p wire.IAPrefix6) {
+	}, func(iaid uint32, p wire.IAPrefix6) {
 		at := -1
 		for i, v := range g.Prefixes {
 			if v.Prefix == p.Prefix {
@@ -183,7 +183,7 @@ func (l *Link) learn6(g *Guest, now time.Time, peer netip.Addr, m *wire.DHCP6) {
 				g.Prefixes[at] = lease.Prefix{}
 			}
 		case p.Prefix.Addr().IsGlobalUnicast():
-			g.Prefixes[at] = lease.Prefix{Prefix: p.Prefix, Via: peer, Expires: now.Unix() + int64(p.Valid)}
+			g.Prefixes[at] = lease.Prefix{Prefix: p.Prefix, Via: peer, IAID: iaid, Expires: now.Unix() + int64(p.Valid)}
 		}
 	})
 }

@@ -378,7 +378,7 @@ func TestRelay6(t *testing.T) {
 	}
 	pd := string(ia6(wire.Opt6IAPD, 8, string(wire.AppendIAPrefix6(nil, wire.IAPrefix6{Prefix: delegated6, Preferred: 60, Valid: 60}))))
 	answer(circuit, wire.DHCP6Reply, 0x112233, client+server+address(second6, 60)+pd)
-	if want := (lease.Prefix{Prefix: delegated6, Via: guestLL, Expires: epoch.Unix() + 60}); b.g.Prefixes[0] != want {
+	if want := (lease.Prefix{Prefix: delegated6, Via: guestLL, IAID: 8, Expires: epoch.Unix() + 60}); b.g.Prefixes[0] != want {
 		t.Errorf("delegated %+v", b.g.Prefixes)
 	}
 	send(solicit)

@@ -39,6 +39,10 @@ const (
 	logEvery = time.Minute
 )
 
+// writeLimit is how often a guest's delegated prefixes may change. Each change is
+// on disk before its answer, and is routed.
+var writeLimit = Limit{Rate: 1, Burst: 20}
+
 // Unsolicited router advertisements (RFC 4861 §6.2.1, §6.2.4, §10).
 const (
 	raMax          = 600 * time.Second // MaxRtrAdvInterval
@@ -69,7 +73,8 @@ type Server struct {
 	log  logrus.FieldLogger
 	link atomic.Pointer[Link]
 
-	swapped chan struct{} // of size 1: a new link is in place
+	swapped   chan struct{} // of size 1: a new link is in place
+	solicited chan struct{} // of size 1: the guest waits for an RA to all nodes
 
 	verdicts    [NumVerdicts]atomic.Uint64
 	rateLimited atomic.Uint64
@@ -93,6 +98,7 @@ type Server struct {
 	answer   []byte // for Deliver
 	started  time.Time
 	buckets  [NumClasses]bucket
+	writes   bucket // changes of delegated prefixes
 	storms   [NumClasses]pacer
 	refused  int // frames limited in a row
 }
@@ -112,7 +118,10 @@ func (p *pacer) ready(now time.Duration) bool {
 
 // NewServer makes the server of one link. It takes over conn: Run closes it.
 func NewServer(conn FrameConn, link *Link, limits Limits, log logrus.FieldLogger) *Server {
-	s := &Server{conn: conn, log: log, swapped: make(chan struct{}, 1), started: time.Now()}
+	s := &Server{
+		conn: conn, log: log, started: time.Now(), writes: newBucket(writeLimit),
+		swapped: make(chan struct{}, 1), solicited: make(chan struct{}, 1),
+	}
 	s.link.Store(link)
 	for c := range s.buckets {
 		s.buckets[c] = newBucket(limits[c])
@@ -179,9 +188,13 @@ func (s *Server) fromServer(now time.Time, family, server uint8, message []byte)
 // the guest follows at once.
 func (s *Server) Swap(link *Link) {
 	s.link.Store(link)
+	wake(s.swapped) // who is pending will see this link
+}
+
+func wake(c chan struct{}) {
 	select {
-	case s.swapped <- struct{}{}:
-	default: // one is pending, and will see this link
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -240,7 +253,7 @@ func (s *Server) handle(frame, out []byte) bool {
 	}
 	now := at.Sub(s.started)
 	class := v.Class()
-	if !s.buckets[class].take(now) {
+	if !s.buckets[class].take(now) || s.guest.Prefixes != before.Prefixes && !s.writes.take(now) {
 		s.rateLimited.Add(1)
 		if s.storms[class].ready(now) {
 			s.log.WithField("class", class.String()).Warn("the guest sends more requests than are answered: those above the limit are dropped and counted as rate_limited")
@@ -254,6 +267,8 @@ func (s *Server) handle(frame, out []byte) bool {
 	}
 	switch {
 	case reply == nil:
+	case v == RAMulticast:
+		wake(s.solicited)
 	case v.Relayed():
 		if s.relay == nil || s.relay.WriteMessage(reply) != nil {
 			s.sendFailed.Add(1) // the client tries again
@@ -319,8 +334,9 @@ func (s *Server) survive() {
 	}
 }
 
-// advertise sends router advertisements until ctx ends, then closes the
-// connection, which ends the pump.
+// advertise sends the router advertisements to all nodes, never two within
+// raSpacing (RFC 4861 §6.2.6). When ctx ends it closes the connection, which ends
+// the pump.
 func (s *Server) advertise(ctx context.Context) {
 	out := make([]byte, MaxReply)
 	timer := time.NewTimer(0)
@@ -336,6 +352,8 @@ func (s *Server) advertise(ctx context.Context) {
 			return
 		case <-s.swapped:
 			initial = raInitialCount
+			timer.Reset(max(0, raSpacing-time.Since(sent)))
+		case <-s.solicited: // counts as the next one (RFC 4861 §6.2.6)
 			timer.Reset(max(0, raSpacing-time.Since(sent)))
 		case <-timer.C:
 			if ra := s.unsolicited(out); ra != nil {

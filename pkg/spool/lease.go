@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -27,7 +26,7 @@ func (d Dirs) LeaseFile(id uuid.UUID) string {
 // Keeps tells whether a VM with the binding has anything to keep.
 func Keeps(b responder.Binding) bool {
 	for _, n := range b.NICs {
-		if n.Relay != nil || slices.ContainsFunc(n.V6.Prefixes, func(p responder.Prefix) bool { return p.Mode == responder.ModeDelegate }) {
+		if n.Relay != nil || n.Delegates() {
 			return true
 		}
 		for _, boot := range n.V4.Boots {

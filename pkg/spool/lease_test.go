@@ -34,6 +34,8 @@ func TestEnsureLease(t *testing.T) {
 	}{
 		"relayed":  {keeps, true},
 		"once":     {responder.Binding{NICs: []responder.NIC{{}, {V4: responder.V4{Boots: []responder.Boot{{Once: true}}}}}}, true},
+		"delegate": {responder.Binding{NICs: []responder.NIC{{V6: responder.V6{Prefixes: responder.Prefixes{{Mode: responder.ModeSLAAC}, {Mode: responder.ModeDelegate}}}}}}, true},
+		"slaac":    {responder.Binding{NICs: []responder.NIC{{V6: responder.V6{Prefixes: responder.Prefixes{{Mode: responder.ModeSLAAC}}}}}}, false},
 		"boots":    {responder.Binding{NICs: []responder.NIC{{V4: responder.V4{Boots: []responder.Boot{{}}}}}}, false},
 		"ordinary": {responder.Binding{NICs: []responder.NIC{{}}}, false},
 	} {

@@ -85,11 +85,20 @@ func keptOf(n lease.NIC) responder.Kept {
 	return out
 }
 
-// keep writes the state of a NIC. It is called by one goroutine at a time.
+// keep writes the state of a NIC. It is called by one goroutine at a time. What
+// cannot be written is written with the next change; until then the other NICs are
+// written without it.
 func (k *keeper) keep(i int, s responder.Kept) {
-	leased := !sameLeases(k.kept(i), s)
+	before, seq := k.kept(i), k.state.Seq
+	leased := !sameLeases(before, s)
 	setKept(&k.state.NICs[i], s)
-	if err := k.write(leased); err != nil && time.Since(k.said) > sayAgain {
+	err := k.write(leased)
+	if err == nil {
+		return
+	}
+	setKept(&k.state.NICs[i], before)
+	k.state.Seq = seq // the other slot is still the older one
+	if time.Since(k.said) > sayAgain {
 		k.said = time.Now()
 		k.log.WithError(err).Warnf("%s cannot be written: what the guest is leased is forgotten when the responder ends", k.path)
 	}
@@ -110,13 +119,13 @@ func setKept(n *lease.NIC, s responder.Kept) {
 	}
 }
 
-// sameLeases compares what other servers have leased.
+// sameLeases compares what was leased and delegated.
 func sameLeases(a, b responder.Kept) bool {
 	return a.V4 == b.V4 && a.V6 == b.V6 && a.Prefixes == b.Prefixes
 }
 
-// write fills the older slot. A lease of another server's must be on disk before
-// the guest has it; the rest may be lost with the host's power.
+// write fills the older slot. A lease or prefix must be on disk before the guest
+// has it; the rest may be lost with the host's power.
 func (k *keeper) write(sync bool) error {
 	k.state.Seq++
 	b, err := lease.AppendSlot(k.slot[:0], k.state)

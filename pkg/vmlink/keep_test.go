@@ -2,14 +2,17 @@ package vmlink
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	logtest "github.com/sirupsen/logrus/hooks/test"
 
 	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/mac"
@@ -35,6 +38,7 @@ func TestKeeper(t *testing.T) {
 		V4: lease.V4{Addr: addr("10.20.0.7"), Bits: 24, Server: addr("10.9.0.11"), From: addr("10.9.0.12"), Expires: 1_800_000_000},
 	}
 	want.V6[0] = lease.V6{Addr: addr("2001:db8::7"), Expires: 1_800_000_000}
+	want.Prefixes[0] = lease.Prefix{Prefix: netip.MustParsePrefix("2001:db8:2::/64"), Via: addr("fe80::7"), IAID: 7, Expires: 1_800_000_000}
 	k := openKeeper(path, nics, quiet())
 	k.keep(0, responder.Kept{Booting: 1})
 	k.keep(0, want)
@@ -72,6 +76,77 @@ func TestKeeper(t *testing.T) {
 	k = openKeeper(path, nics, quiet())
 	k.close()
 	k.keep(0, responder.Kept{})
+}
+
+// TestKeeperFull: what does not fit is said, costs no other NIC what it has, and
+// is written once there is room.
+func TestKeeperFull(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.json")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var nics []responder.NIC
+	for i := range 20 {
+		nics = append(nics, responder.NIC{GuestMAC: mac.Addr{0x52, 0x54, 5: uint8(i)}})
+	}
+	var full responder.Kept
+	for i := range full.Prefixes {
+		full.Prefixes[i] = lease.Prefix{
+			Prefix: netip.MustParsePrefix(fmt.Sprintf("2001:db8:aaaa:bbb%d::/64", i)), Via: netip.MustParseAddr("fe80::1111:2222:3333:4444"),
+			IAID: 1<<32 - 1, Expires: 1_800_000_000,
+		}
+	}
+	log, hook := logtest.NewNullLogger()
+	k := openKeeper(path, nics, log)
+	defer k.close()
+	onDisk := func() (with int) {
+		t.Helper()
+		s, err := k.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range s.NICs {
+			if len(n.Prefixes) > 0 {
+				with++
+			}
+		}
+		return with
+	}
+	for i := range nics {
+		k.keep(i, full)
+	}
+	fits := onDisk()
+	if fits < 7 || fits == len(nics) {
+		t.Errorf("%d NICs fit", fits)
+	}
+	if n := len(hook.AllEntries()); n != 1 || !strings.Contains(hook.LastEntry().Data["error"].(error).Error(), "a slot has 8192") {
+		t.Errorf("%d lines, %v", n, hook.LastEntry())
+	}
+	k.keep(19, responder.Kept{Profile: responder.ProfileRouted})
+	if s, err := k.read(); err != nil || s.NICs[19].Profile != "routed" || onDisk() != fits {
+		t.Errorf("another NIC is not written: %v", err)
+	}
+	k.keep(0, responder.Kept{})
+	k.keep(18, full)
+	if s, err := k.read(); err != nil || len(s.NICs[18].Prefixes) != len(full.Prefixes) || onDisk() != fits {
+		t.Errorf("what there is room for is not written: %v", err)
+	}
+}
+
+// TestSpeaks: who delegates tells the agent.
+func TestSpeaks(t *testing.T) {
+	b := binding(2)
+	if speaks(b) {
+		t.Error("an ordinary VM has something for the agent")
+	}
+	b.NICs[1].V6.Prefixes = responder.Prefixes{{Mode: responder.ModeSLAAC}}
+	if speaks(b) {
+		t.Error("one with SLAAC has")
+	}
+	b.NICs[1].V6.Prefixes = append(b.NICs[1].V6.Prefixes, responder.Prefix{Mode: responder.ModeDelegate})
+	if !speaks(b) {
+		t.Error("one that delegates has nothing")
+	}
 }
 
 // TestRelayedVM: a message goes to the agent's socket, and what comes back reaches

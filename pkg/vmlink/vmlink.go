@@ -77,7 +77,7 @@ type vm struct {
 	control *controlServer
 	notify  notifier
 	keeper  *keeper    // or nil
-	relay   *relayConn // or nil: no NIC is relayed
+	relay   *relayConn // or nil: there is nothing for the agent
 	keeping sync.Mutex // guards keeper
 
 	// The control server's own.
@@ -110,7 +110,7 @@ func open(ctx context.Context, o Options) (_ *vm, err error) {
 	}
 	v.uuid, v.hash = binding.UUID, sha256.Sum256(text)
 	v.keeper = openKeeper(leaseFile(o.State, o.Dir), binding.NICs, o.Log)
-	if relayed(binding) {
+	if speaks(binding) {
 		if v.relay, err = openRelay(o.Dir); err != nil {
 			return nil, err
 		}
@@ -142,10 +142,11 @@ func open(ctx context.Context, o Options) (_ *vm, err error) {
 	return v, nil
 }
 
-// relayed tells whether a NIC of the binding is.
-func relayed(b responder.Binding) bool {
+// speaks tells whether the responder has something for the agent: the messages of a
+// NIC that is relayed, or the news that a prefix was delegated.
+func speaks(b responder.Binding) bool {
 	for _, n := range b.NICs {
-		if n.Relay != nil {
+		if n.Relay != nil || n.Delegates() {
 			return true
 		}
 	}
@@ -255,7 +256,7 @@ func (v *vm) reload() error {
 	if binding.UUID != v.uuid {
 		return fmt.Errorf("the binding is of VM %s, this responder serves %s", binding.UUID, v.uuid)
 	}
-	if len(links) != len(v.nics) || relayed(binding) != (v.relay != nil) {
+	if len(links) != len(v.nics) || speaks(binding) != (v.relay != nil) {
 		return errRestart
 	}
 	servers := make([]*responder.Server, len(links))
