@@ -9,7 +9,7 @@ lab=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-syste
 	procps util-linux)
 build=(gcc libc6-dev libvirt-dev pkg-config make git ca-certificates)
 clients=(isc-dhcp-client udhcpc ndisc6 socat jq strace systemd-container bird2 klibc-utils initramfs-tools-core
-	network-manager dbus-daemon dracut-core dracut-network iputils-arping)
+	network-manager dbus-daemon dracut-core dracut-network iputils-arping wide-dhcpv6-client)
 servers=(isc-dhcp-server kea-dhcp4-server kea-dhcp6-server kea-admin)
 firmware=(ovmf ipxe dnsmasq-base)
 peers=(isc-dhcp-server dnsmasq-base)

@@ -99,7 +99,7 @@ func TestDracut(t *testing.T) {
 			}
 		}
 	}
-	r.shows(lease, "/32", func() { shown("inet " + first + "/32...") })
+	r.shows(leased, "/32", func() { shown("inet " + first + "/32...") })
 	r.check(route, func() {
 		shown("default via "+gateway+" dev eth0", gateway+" dev eth0 scope link", "it reaches outside")
 	})

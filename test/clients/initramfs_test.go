@@ -24,7 +24,7 @@ func TestInitramfsTools(t *testing.T) {
 	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	r.shows(lease, "/32", func() { l.has(show4, "inet "+first+"/32...") })
+	r.shows(leased, "/32", func() { l.has(show4, "inet "+first+"/32...") })
 	r.check(route, func() {
 		l.has(route4, "default via "+gateway+" dev eth0", gateway+" dev eth0 scope link")
 		l.guest.must("busybox ping -c 1 -W 5 " + outside)

@@ -15,10 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/responder"
+	"github.com/slash32/slash32/pkg/spool"
 )
 
 const (
@@ -70,9 +73,12 @@ func build(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	if err := table.print(filepath.Join("..", "..", "build", "test"), flag.Lookup("test.run").Value.String() == ""); err != nil {
-		fmt.Fprintln(os.Stderr, "the matrix of clients:", err)
-		return 1
+	whole := flag.Lookup("test.run").Value.String() == ""
+	for _, m := range []*matrix{&table, &table6} {
+		if err := m.print(filepath.Join("..", "..", "build", "test"), whole); err != nil {
+			fmt.Fprintln(os.Stderr, "the matrix of clients:", err)
+			code = 1
+		}
 	}
 	return code
 }
@@ -114,7 +120,8 @@ func within(t *testing.T, patience time.Duration, what func() error) {
 type lab struct {
 	t           *testing.T
 	host, guest *space
-	dir         string
+	dir         string // of the VM
+	spool       *spool.Spool
 	binding     responder.Binding
 	responder   *process
 }
@@ -124,10 +131,8 @@ func newLab(t *testing.T, change func(*responder.NIC)) *lab {
 	need(t, "ip", "iproute2")
 	need(t, "nft", "nftables")
 	need(t, "nsenter", "util-linux")
-	l := &lab{t: t, host: newSpace(t), guest: newSpace(t), dir: t.TempDir()}
-	if err := os.Chmod(l.dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	l := &lab{t: t, host: newSpace(t), guest: newSpace(t)}
+	l.directories()
 	// From outside the PID namespaces: the kernel looks the guest up by its number.
 	cable := exec.Command("nsenter", "-t", strconv.Itoa(l.host.pid), "-n", "--",
 		"ip", "link", "add", "port", "type", "veth", "peer", "name", "eth0", "address", guestMAC, "netns", strconv.Itoa(l.guest.pid))
@@ -186,7 +191,7 @@ func newLab(t *testing.T, change func(*responder.NIC)) *lab {
 		echo 00000000000040008000000000000001 > /etc/machine-id
 		ip link set lo up
 	`)
-	l.binding = responder.Binding{Version: responder.BindingVersion, UUID: "00000000-0000-4000-8000-000000000001", Name: "web1", NICs: []responder.NIC{{
+	l.binding = responder.Binding{Version: responder.BindingVersion, UUID: vmID.String(), Name: "web1", NICs: []responder.NIC{{
 		Bridge: "br0", GuestMAC: mac.MustParse(guestMAC), GatewayMAC: mac.MustParse(marks.GatewayMAC), MTU: 1400,
 		Hostname: "web1", Domain: "example.org", Search: []string{"example.org", "eng.example.org"},
 		V4: responder.V4{
@@ -202,9 +207,34 @@ func newLab(t *testing.T, change func(*responder.NIC)) *lab {
 		change(&l.binding.NICs[0])
 	}
 	l.write()
+	if err := l.spool.EnsureLease(vmID, l.binding); err != nil {
+		t.Fatal(err)
+	}
 	l.serve()
 	l.guest.must("ip link set eth0 up")
 	return l
+}
+
+// vmID names the VM and its files.
+var vmID = uuid.MustParse("00000000-0000-4000-8000-000000000001")
+
+// directories makes those of a host, with those on the way to the VM's open to the
+// account that the responder changes to.
+func (l *lab) directories() {
+	l.t.Helper()
+	top := l.t.TempDir()
+	dirs := spool.Dirs{Config: top, Run: top, State: top}
+	l.dir = dirs.VMDir(vmID)
+	err := os.MkdirAll(l.dir, 0o755)
+	if err == nil {
+		l.spool, err = spool.Open(dirs)
+	}
+	if err == nil {
+		err = os.Chmod(top, 0o755)
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 func (l *lab) write() {
@@ -227,7 +257,8 @@ func (l *lab) socket() string { return filepath.Join(l.dir, "responder.sock") }
 // serve starts the responder and waits until it answers.
 func (l *lab) serve(flags ...string) {
 	l.t.Helper()
-	l.responder = l.host.start(append(append([]string{binary, "-user", "nobody"}, flags...), l.dir)...)
+	state := filepath.Dir(filepath.Dir(l.dir))
+	l.responder = l.host.start(append(append([]string{"env", "SLASH32_STATE_DIR=" + state, binary, "-user", "nobody"}, flags...), l.dir)...)
 	until(l.t, func() error {
 		_, err := control.QueryResponder(l.t.Context(), l.socket())
 		return err

@@ -85,7 +85,7 @@ func (c client4) live(t *testing.T) {
 		c.crash, c.restart = off, c.start
 	}
 	p := c.start(l)
-	r.shows(lease, c.prefix(), func() { l.has(show4, "inet "+first+c.prefix()+"...") })
+	r.shows(leased, c.prefix(), func() { l.has(show4, "inet "+first+c.prefix()+"...") })
 	r.check(route, func() {
 		l.has(route4, c.routes(first)...)
 		l.guest.must("busybox ping -c 1 -W 5 " + outside)

@@ -36,7 +36,7 @@ func (c client6) live(t *testing.T) {
 	l, r := newLab(t, nil), table.row(t, c.row)
 	l.ready()
 	p := c.start(l)
-	r.shows(lease, "/128", func() { l.has(show6, "inet6 "+first6+"/128...") })
+	r.shows(leased, "/128", func() { l.has(show6, "inet6 "+first6+"/128...") })
 	r.check(route, func() {
 		l.has(route6, default6)
 		l.lacks(show6, "tentative")

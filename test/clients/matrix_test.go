@@ -14,25 +14,8 @@ import (
 	"text/tabwriter"
 )
 
-// column is one thing that is checked of every client.
-type column int
-
-// The columns of the matrix.
-const (
-	lease     column = iota // the address and the length of its prefix
-	route                   // the default route and the one to the gateway
-	neighbour               // the gateway's MAC, learned by the guest's own question
-	renew                   // RENEWING, by unicast where the protocol has it so
-	rebind                  // REBINDING
-	reboot                  // INIT-REBOOT or CONFIRM with the right address
-	wrong                   // the same with an address that is not the guest's any more
-	release                 // RELEASE
-	settings                // resolvers, MTU and two search domains
-
-	numColumns = iota
-)
-
-var columnNames = [numColumns]string{"lease", "route", "gateway", "renew", "rebind", "reboot", "wrong", "release", "settings"}
+// column is one thing that is checked of every client, as the matrix names it.
+type column string
 
 // row is one client as the matrix shows it.
 type row struct {
@@ -42,53 +25,14 @@ type row struct {
 	without, remark map[column]string
 }
 
-const (
-	noLeaseFile = "keeps no lease over a restart: it starts with DISCOVER"
-	oneShot     = "ends when it has the lease: it does not renew, rebind or release"
-	loadTest    = "plays a relay agent that counts answers and configures nothing; \"lease\" is 1200 exchanges in 60 s without a loss, beside a flood with random chaddr, DUID and client identifiers"
-	noSearch    = "Debian's script for udhcpc writes the domain and no search list"
-	atRenewal   = "refused when it renews"
-	routeMTU    = "the MTU is that of its routes, not the interface's"
-	noConfirm   = "starts with SOLICIT after a reboot, never with CONFIRM"
-	noRelease   = "sends no RELEASE"
-	quoted121   = "from option 3 and the mask: dracut 059 quotes the routes of option 121 into one word and cannot read it"
-	byState     = "written to /run/systemd/netif, where systemd-resolved reads it"
-)
-
-// rows are all that have to be there.
-var rows = []row{
-	{name: "ISC dhclient", pkg: "isc-dhcp-client"},
-	{name: "ISC dhclient without 121", pkg: "isc-dhcp-client"},
-	{name: "ISC dhclient -6", pkg: "isc-dhcp-client"},
-	{name: "dhcpcd", pkg: "dhcpcd-base", remark: map[column]string{settings: routeMTU}},
-	{name: "dhcpcd IPv6", pkg: "dhcpcd-base"},
-	{name: "udhcpc -O 121", pkg: "busybox-static",
-		without: map[column]string{reboot: noLeaseFile},
-		remark:  map[column]string{wrong: atRenewal, settings: noSearch}},
-	{name: "udhcpc", pkg: "busybox-static",
-		without: map[column]string{reboot: noLeaseFile},
-		remark:  map[column]string{wrong: atRenewal, settings: noSearch}},
-	{name: "systemd-networkd", pkg: "systemd", remark: map[column]string{settings: byState}},
-	{name: "systemd-networkd IPv6", pkg: "systemd",
-		without: map[column]string{reboot: noConfirm, wrong: noConfirm, release: noRelease},
-		remark:  map[column]string{settings: byState}},
-	{name: "NetworkManager", pkg: "network-manager", without: map[column]string{release: noRelease}},
-	{name: "NetworkManager IPv6", pkg: "network-manager", without: map[column]string{reboot: noConfirm, wrong: noConfirm, release: noRelease}},
-	{name: "klibc ipconfig (initramfs-tools)", pkg: "klibc-utils",
-		without: map[column]string{renew: oneShot, rebind: oneShot, reboot: noLeaseFile, wrong: noLeaseFile, release: oneShot}},
-	{name: "dracut network-legacy", pkg: "dracut-network",
-		without: map[column]string{reboot: noLeaseFile, wrong: noLeaseFile, release: noRelease},
-		remark:  map[column]string{route: quoted121}},
-	{name: "perfdhcp -4", pkg: "kea-admin",
-		without: map[column]string{route: loadTest, neighbour: loadTest, renew: loadTest, rebind: loadTest, reboot: loadTest, wrong: loadTest, release: loadTest, settings: loadTest}},
-	{name: "perfdhcp -6", pkg: "kea-admin",
-		without: map[column]string{route: loadTest, neighbour: loadTest, renew: loadTest, rebind: loadTest, reboot: loadTest, wrong: loadTest, release: loadTest, settings: loadTest}},
-}
-
 // matrix is what the tests have recorded.
 type matrix struct {
+	file    string // the name, without its end, of what it is written to
+	columns []column
+	rows    []row // all that have to be there
+
 	mu    sync.Mutex
-	cells map[string]*[numColumns]cell
+	cells map[string]map[column]*cell // by row
 }
 
 // cell counts the checks that were begun and those that passed.
@@ -97,25 +41,30 @@ type cell struct {
 	shows         string
 }
 
-var table = matrix{cells: map[string]*[numColumns]cell{}}
-
 // record is one test's hand on a row.
 type record struct {
 	t    *testing.T
+	m    *matrix
 	name string
 }
 
 func (m *matrix) row(t *testing.T, name string) record {
 	t.Helper()
-	if !slices.ContainsFunc(rows, func(r row) bool { return r.name == name }) {
+	if !slices.ContainsFunc(m.rows, func(r row) bool { return r.name == name }) {
 		t.Fatalf("the matrix has no row %q", name)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.cells[name] == nil {
-		m.cells[name] = &[numColumns]cell{}
+	if m.cells == nil {
+		m.cells = map[string]map[column]*cell{}
 	}
-	return record{t, name}
+	if m.cells[name] == nil {
+		m.cells[name] = map[column]*cell{}
+		for _, c := range m.columns {
+			m.cells[name][c] = &cell{}
+		}
+	}
+	return record{t, m, name}
 }
 
 // check runs f, which fails the test when the client does not do what the column
@@ -125,38 +74,37 @@ func (r record) check(c column, f func()) { r.shows(c, "ok", f) }
 // shows is check with the word that stands in a good cell.
 func (r record) shows(c column, word string, f func()) {
 	r.t.Helper()
-	table.mu.Lock()
-	at := &table.cells[r.name][c]
+	r.m.mu.Lock()
+	at := r.m.cells[r.name][c]
 	at.begun++
-	table.mu.Unlock()
+	r.m.mu.Unlock()
 	f()
 	if r.t.Failed() {
 		return
 	}
-	table.mu.Lock()
+	r.m.mu.Lock()
 	at.passed, at.shows = at.passed+1, word
-	table.mu.Unlock()
+	r.m.mu.Unlock()
 }
 
-// result is one row as it is written to clients.json.
+// result is one row as it is written to the matrix's JSON.
 type result struct {
 	Client  string            `json:"client"`
 	Version string            `json:"version"`
-	Cells   map[string]string `json:"cells"` // by column: what it shows, "FAILED", "missing" or "-"
-	Notes   map[string]string `json:"notes,omitempty"`
+	Cells   map[column]string `json:"cells"` // what it shows, "FAILED", "missing" or "-"
+	Notes   map[column]string `json:"notes,omitempty"`
 }
 
 func (m *matrix) result(r row) result {
-	out := result{Client: r.name, Version: packageVersion(r.pkg), Cells: map[string]string{}, Notes: map[string]string{}}
-	for c := range column(numColumns) {
+	out := result{Client: r.name, Version: packageVersion(r.pkg), Cells: map[column]string{}, Notes: map[column]string{}}
+	for _, c := range m.columns {
 		var at cell
 		if cells := m.cells[r.name]; cells != nil {
-			at = cells[c]
+			at = *cells[c]
 		}
-		name := columnNames[c]
-		out.Cells[name] = verdict(at, r.without[c] != "")
+		out.Cells[c] = verdict(at, r.without[c] != "")
 		if note := r.without[c] + r.remark[c]; note != "" {
-			out.Notes[name] = note
+			out.Notes[c] = note
 		}
 	}
 	return out
@@ -176,8 +124,18 @@ func verdict(at cell, without bool) string {
 	return at.shows
 }
 
+// kernelRelease stands for a package where the kernel itself is the client.
+const kernelRelease = "the kernel"
+
 // packageVersion is the version of an installed Debian package.
 func packageVersion(name string) string {
+	if name == kernelRelease {
+		release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+		if err != nil {
+			return "unknown"
+		}
+		return strings.TrimSpace(string(release))
+	}
 	out, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", name).Output()
 	if err != nil {
 		return "unknown"
@@ -192,7 +150,7 @@ func (m *matrix) print(dir string, whole bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var results []result
-	for _, r := range rows {
+	for _, r := range m.rows {
 		if whole || m.cells[r.name] != nil {
 			results = append(results, m.result(r))
 		}
@@ -200,7 +158,7 @@ func (m *matrix) print(dir string, whole bool) error {
 	if len(results) == 0 {
 		return nil
 	}
-	text, bad := format(results)
+	text, bad := format(m.columns, results)
 	encoded, err := json.MarshalIndent(results, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode the matrix: %w", err)
@@ -209,8 +167,8 @@ func (m *matrix) print(dir string, whole bool) error {
 		return fmt.Errorf("write the matrix: %w", err)
 	}
 	if err := errors.Join(
-		os.WriteFile(filepath.Join(dir, "clients.txt"), []byte(text), 0o644),
-		os.WriteFile(filepath.Join(dir, "clients.json"), append(encoded, '\n'), 0o644),
+		os.WriteFile(filepath.Join(dir, m.file+".txt"), []byte(text), 0o644),
+		os.WriteFile(filepath.Join(dir, m.file+".json"), append(encoded, '\n'), 0o644),
 	); err != nil {
 		return fmt.Errorf("write the matrix: %w", err)
 	}
@@ -222,7 +180,7 @@ func (m *matrix) print(dir string, whole bool) error {
 }
 
 // format is the matrix as text, with numbered notes, and the cells that are bad.
-func format(results []result) (text string, bad []string) {
+func format(columns []column, results []result) (text string, bad []string) {
 	var out strings.Builder
 	var notes []string
 	number := func(note string) string {
@@ -236,13 +194,17 @@ func format(results []result) (text string, bad []string) {
 		return fmt.Sprintf(" [%d]", i+1)
 	}
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "client\tversion\t%s\n", strings.Join(columnNames[:], "\t"))
+	fmt.Fprint(w, "client\tversion")
+	for _, c := range columns {
+		fmt.Fprintf(w, "\t%s", c)
+	}
+	fmt.Fprintln(w)
 	for _, r := range results {
 		fmt.Fprintf(w, "%s\t%s", r.Client, r.Version)
-		for _, c := range columnNames {
+		for _, c := range columns {
 			fmt.Fprintf(w, "\t%s%s", r.Cells[c], number(r.Notes[c]))
 			if s := r.Cells[c]; s == "FAILED" || s == "missing" {
-				bad = append(bad, r.Client+": "+c+" "+s)
+				bad = append(bad, fmt.Sprintf("%s: %s %s", r.Client, c, s))
 			}
 		}
 		fmt.Fprintln(w)
@@ -272,12 +234,12 @@ func TestMatrixSaysWhatIsBad(t *testing.T) {
 			t.Errorf("%+v, without %v: %s, want %s", c.at, c.without, got, c.want)
 		}
 	}
-	cells := map[string]string{}
-	for _, c := range columnNames {
+	cells := map[column]string{}
+	for _, c := range columns4 {
 		cells[c] = "ok"
 	}
-	cells["renew"] = "FAILED"
-	text, bad := format([]result{{Client: "a", Version: "1", Cells: cells, Notes: map[string]string{"lease": "why"}}})
+	cells[renew] = "FAILED"
+	text, bad := format(columns4, []result{{Client: "a", Version: "1", Cells: cells, Notes: map[column]string{leased: "why"}}})
 	if !slices.Equal(bad, []string{"a: renew FAILED"}) || !strings.Contains(text, "[1] why\n") || !strings.Contains(text, "ok [1]") {
 		t.Errorf("%q\n%s", bad, text)
 	}

@@ -59,7 +59,7 @@ func TestPerfdhcp(t *testing.T) {
 	client := own.start(l)
 	l.has(show4, "inet "+first+"/24...")
 
-	r.shows(lease, strconv.Itoa(exchanges), func() {
+	r.shows(leased, strconv.Itoa(exchanges), func() {
 		p := l.perfdhcp(fmt.Sprintf("-4 -l %s -R 1 -b mac=%s -r 20 -n %d -p 70 -W 1000000 %s", first, guestMAC, exchanges, gateway))
 		others := l.perfdhcp(fmt.Sprintf("-4 -l %s -L 6767 -R 1000 -r 10 -p 60 -W 1 %s", first, gateway))
 		l.raw(func(send func([]byte) error) error { return strangers(p.ended, send) })
@@ -127,7 +127,7 @@ func TestPerfdhcp6(t *testing.T) {
 	l.lacks(show6, "tentative")
 	client.kill(syscall.SIGKILL) // both want port 546
 
-	r.shows(lease, strconv.Itoa(exchanges), func() {
+	r.shows(leased, strconv.Itoa(exchanges), func() {
 		p := l.perfdhcp(fmt.Sprintf("-6 -l eth0 -R 1 -b duid=0003000152540000000001 -e address-only -r 20 -n %d -p 70 -W 1000000 all", exchanges))
 		others := l.perfdhcp("-6 -l eth0 -L 5460 -R 1000 -e address-only -r 10 -p 60 -W 1 all")
 		l.lossless(p)
