@@ -47,7 +47,8 @@ func networkdPD() client6pd {
 }
 
 // dhcpcdConf is for a router: an address for itself, a prefix for lan0.
-const dhcpcdConf = `ipv6only
+const dhcpcdConf = `nodev
+ipv6only
 duid
 option rapid_commit
 option domain_name_servers, domain_search
@@ -73,7 +74,17 @@ func dhcpcdPD() client6pd {
 			return l.guest.start("dhcpcd", "-B", "-d", "-f", "/run/dhcpcd.conf", "eth0", "lan0")
 		},
 		resolver: dhcpcd6().resolver,
-		release:  dhcpcd6().release,
+		// A signal that comes while its script runs is lost on it. The last of its
+		// advertisements comes a second after the first.
+		settled: func(p *process) {
+			until(p.t, func() error {
+				if n := strings.Count(p.output.String(), "sending NA for "+first6); n < 3 {
+					return fmt.Errorf("%d advertisements of its address, want 3", n)
+				}
+				return nil
+			})
+		},
+		release: dhcpcd6().release,
 	}
 }
 

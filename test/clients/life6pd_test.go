@@ -48,6 +48,7 @@ type client6pd struct {
 	row string
 	// start runs it with a hint at the prefix's length, or noHint.
 	start    func(l *lab, hint int) *process
+	settled  func(*process) // waits until it is done with what follows a lease; nil: it is at once
 	release  func(*lab, *process)
 	keeps    bool // it releases nothing
 	noRapid  bool
@@ -226,6 +227,9 @@ func (c client6pd) live(t *testing.T) {
 		}
 		c.follow(l, d)
 	})
+	if c.settled != nil {
+		c.settled(p)
+	}
 	if c.keeps {
 		c.release(l, p)
 		l.never("dhcp6_release")
