@@ -20,6 +20,7 @@ type Domain struct {
 	Metadata string // content of <metadata>, e.g. from Annotation
 	NICs     []NIC  // default: one
 	DHCPv6   bool   // the guest asks for its IPv6 addresses; else it only follows the RA
+	Router   bool   // the same, and it asks for a prefix for the container behind it
 	// Firmware is what the VM boots by. With any but Direct, the guest is what the
 	// firmware loads from the network, or else from Disk.
 	Firmware Firmware

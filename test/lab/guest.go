@@ -19,6 +19,12 @@ var (
 	guestDHCP []byte
 	//go:embed guest/dhcpcd.conf
 	guestDHCP6 []byte
+	//go:embed guest/router
+	guestRouter []byte
+	//go:embed guest/dhcpcd.router.conf
+	guestRouterDHCP6 []byte
+	//go:embed guest/dhcpcd.script
+	guestRouterScript []byte
 )
 
 const (
@@ -63,7 +69,7 @@ func initramfs() ([]byte, error) {
 		return nil, fmt.Errorf("make the guests' root: %w", err)
 	}
 	var w cpio
-	for _, dir := range []string{"bin", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "run", "tmp", "dev", "usr", "usr/sbin", "var", "var/lib", "var/lib/dhcpcd"} {
+	for _, dir := range []string{"bin", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "lib/modules/extra", "run", "tmp", "dev", "usr", "usr/sbin", "var", "var/lib", "var/lib/dhcpcd"} {
 		w.dir(dir)
 	}
 	w.file("init", 0o755, guestInit)
@@ -72,21 +78,35 @@ func initramfs() ([]byte, error) {
 	w.file("etc/acpi/PWRF/00000080", 0o755, []byte("#!/bin/busybox sh\n/bin/busybox poweroff -f\n"))
 	w.char("dev/console", 5, 1)
 	w.file("etc/dhcpcd.conf", 0o644, guestDHCP6)
+	w.file("etc/router", 0o755, guestRouter)
+	w.file("etc/dhcpcd.router.conf", 0o644, guestRouterDHCP6)
+	w.file("etc/dhcpcd.script", 0o755, guestRouterScript)
 	w.file("etc/passwd", 0o644, []byte("root:x:0:0::/:/bin/sh\n"))
 	if err := w.program("/usr/sbin/dhcpcd"); err != nil {
 		return nil, fmt.Errorf("make the guests' root: %w", err)
 	}
 	var order strings.Builder
 	for _, m := range guestModules {
-		b, err := os.ReadFile(filepath.Join("/lib/modules", version, "kernel", m))
-		if err != nil {
-			return nil, fmt.Errorf("make the guests' root: %w", err)
+		if err := w.module(version, m, "lib/modules/"); err != nil {
+			return nil, err
 		}
-		w.file("lib/modules/"+filepath.Base(m), 0o644, b)
 		order.WriteString(filepath.Base(m) + "\n")
 	}
 	w.file("lib/modules/order", 0o644, []byte(order.String()))
+	if err := w.module(version, "drivers/net/veth.ko", "lib/modules/extra/"); err != nil {
+		return nil, err
+	}
 	return w.bytes(), nil
+}
+
+// module adds a module of the kernel's to a folder.
+func (c *cpio) module(version, path, to string) error {
+	b, err := os.ReadFile(filepath.Join("/lib/modules", version, "kernel", path))
+	if err != nil {
+		return fmt.Errorf("make the guests' root: %w", err)
+	}
+	c.file(to+filepath.Base(path), 0o644, b)
+	return nil
 }
 
 var libraryPath = regexp.MustCompile(`(?m)(/\S+) \(0x`)
