@@ -66,11 +66,11 @@ func TestLevels(t *testing.T) {
 	w.step("responder killed", w.killResponder, same)
 	w.step("host's reboot", w.reboot, same)
 	w.step("VM's dhcpcd killed", func() error {
-		_, err := console.Run(ctx, "killall -9 dhcpcd; rm -f /run/dhcpcd/*.pid; "+startDhcpcd)
+		_, err := console.Run(ctx, killDhcpcd+"; "+startDhcpcd)
 		return err
 	}, same)
 	w.step("released at the bottom", func() error {
-		_, err := console.Run(ctx, "dhcpcd -f /etc/dhcpcd.router.conf -k eth0")
+		_, err := console.Run(ctx, releaseDhcpcd)
 		return err
 	}, without(now))
 	w.told("remove", now)
@@ -83,7 +83,13 @@ func TestLevels(t *testing.T) {
 	})
 }
 
-const startDhcpcd = "dhcpcd -q -j /run/dhcpcd.log -f /etc/dhcpcd.router.conf eth0 lan0"
+// What is done to dhcpcd in the VM. A signal that comes while its script runs is
+// lost on it, so the one that makes it release is sent until it has ended.
+const (
+	startDhcpcd   = "dhcpcd -q -j /run/dhcpcd.log -f /etc/dhcpcd.router.conf eth0 lan0"
+	killDhcpcd    = "killall -9 dhcpcd"
+	releaseDhcpcd = "while kill -ALRM $(cat /run/dhcpcd/pid) 2>/dev/null; do usleep 300000; done"
+)
 
 var errNone = errors.New("not asked")
 
