@@ -58,7 +58,7 @@ func (d *delegation) good(p *pool6) bool {
 // §18.3.4, §18.3.5, RFC 6603). The caller has made sure that an IA with one prefix
 // or with a status code fits.
 func (d *delegation) appendIA(b []byte, ia *wire.IA6, v Verdict) []byte {
-	if !d.via().IsLinkLocalUnicast() { // there is no way to route to it
+	if via := d.via(); !via.IsLinkLocalUnicast() || via == d.l.gw6 { // there is no way to route to it
 		return appendNone(b, ia, "ask from a link-local address")
 	}
 	d.sweep()
