@@ -13,8 +13,8 @@ import (
 )
 
 // annotation asks for one of each from the network's pool.
-const annotation = `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface ipv4="198.51.100.50" ipv6="auto">` +
-	`<prefix net="auto/64" mode="slaac"/><prefix net="auto/60" mode="delegate" length="64"/></interface></slash32:network>`
+const annotation = `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface>` +
+	`<address ip="198.51.100.50"/><address ip="auto"/><prefix net="auto/64" mode="slaac"/><prefix net="auto/60" mode="delegate" length="64"/></interface></slash32:network>`
 
 // TestLevels delegates from the border to the container, renumbers at the top,
 // restarts every level and releases at the bottom. Routes and reachability follow
