@@ -144,6 +144,12 @@ func (c *command) examine(xml []byte, conf config.Config) source.Result {
 	if !r.Annotated || len(r.Problems.Fatal()) > 0 {
 		return r
 	}
+	pools, errs := (&spool.Spool{Dirs: c.Dirs}).PreviewPools(conf, c.Now())
+	if err := errors.Join(errs...); err != nil {
+		fmt.Fprintln(c.Stderr, "slash32: what comes from a pool is not as it will be: "+oneLine(err.Error())+". Fix: use sudo")
+	}
+	vm, found := pools.Resolve(r.VM)
+	r.VM, r.Problems = vm, append(r.Problems, found...)
 	others, err := c.others(r.Domain, conf)
 	if err != nil {
 		fmt.Fprintln(c.Stderr, "slash32: not compared with all running VMs: "+oneLine(err.Error())+". Fix: use sudo")

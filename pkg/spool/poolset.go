@@ -29,6 +29,7 @@ type PoolSet struct {
 	pools  map[string]*pool.Pool
 	dirty  map[string]bool
 	owners map[uuid.UUID]bool // VMs that have a part of a pool
+	local  func(network string) (netip.Prefix, error)
 }
 
 // Given is what an upstream router has given.
@@ -41,8 +42,35 @@ type Given struct {
 // base whose base the configuration says. The errors are of pools that could not
 // be read; they are empty.
 func (s *Spool) OpenPools(c config.Config, now time.Time) (*PoolSet, []error) {
+	return s.openPools(c, now, s.Pool, s.ula)
+}
+
+// PreviewPools is OpenPools for who only wants to see what a VM would get: it
+// needs no lock and writes nothing. Do not Save what it returns.
+func (s *Spool) PreviewPools(c config.Config, now time.Time) (*PoolSet, []error) {
+	read := func(network string) (pool.Pool, error) {
+		b, err := readPool(s.PoolFile(network))
+		if errors.Is(err, fs.ErrNotExist) {
+			return pool.Pool{Version: pool.FileVersion}, nil
+		}
+		if err != nil {
+			return pool.Pool{}, fmt.Errorf("read the pool of network %q: %w", network, err)
+		}
+		return pool.Decode(b)
+	}
+	local := func(network string) (netip.Prefix, error) {
+		net, err := s.readULA(network)
+		if errors.Is(err, fs.ErrNotExist) {
+			return netip.Prefix{}, nil // made at the first start
+		}
+		return net, err
+	}
+	return s.openPools(c, now, read, local)
+}
+
+func (s *Spool) openPools(c config.Config, now time.Time, read func(string) (pool.Pool, error), local func(string) (netip.Prefix, error)) (*PoolSet, []error) {
 	set := &PoolSet{
-		spool: s, config: c, now: now,
+		spool: s, config: c, now: now, local: local,
 		pools: map[string]*pool.Pool{}, dirty: map[string]bool{}, owners: map[uuid.UUID]bool{},
 	}
 	var errs []error
@@ -51,7 +79,7 @@ func (s *Spool) OpenPools(c config.Config, now time.Time) (*PoolSet, []error) {
 		if from == (config.Pool6{}) {
 			continue
 		}
-		p, err := s.Pool(name)
+		p, err := read(name)
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -88,7 +116,7 @@ func (s *PoolSet) Renumber(network string, g Given) error {
 
 // Local makes the network's unique local prefix the base of its pool.
 func (s *PoolSet) Local(network string) error {
-	net, err := s.spool.ula(network)
+	net, err := s.local(network)
 	if err != nil {
 		return err
 	}
@@ -98,27 +126,35 @@ func (s *PoolSet) Local(network string) error {
 // ula is the unique local prefix of a network. It is made once and kept (RFC 4193
 // §3.2).
 func (s *Spool) ula(network string) (netip.Prefix, error) {
-	path := strings.TrimSuffix(s.PoolFile(network), ".json") + ".ula"
-	b, err := os.ReadFile(path)
-	if err == nil {
-		net, err := netip.ParsePrefix(strings.TrimSpace(string(b)))
-		if err == nil {
-			err = pool.Usable(net)
-		}
-		if err != nil {
-			return netip.Prefix{}, fmt.Errorf("read the unique local prefix of network %s: %s: %w. Fix: remove it, and another is made", network, path, err)
-		}
-		return net, nil
-	}
+	net, err := s.readULA(network)
 	if !errors.Is(err, fs.ErrNotExist) {
-		return netip.Prefix{}, fmt.Errorf("read the unique local prefix of network %s: %w", network, err)
+		return net, err
 	}
-	net, err := pool.ULA(rand.Reader)
+	net, err = pool.ULA(rand.Reader)
 	if err == nil {
-		err = s.keep(path, []byte(net.String()+"\n"))
+		err = s.keep(s.ulaFile(network), []byte(net.String()+"\n"))
 	}
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("make a unique local prefix for network %s: %w", network, err)
+	}
+	return net, nil
+}
+
+func (d Dirs) ulaFile(network string) string {
+	return strings.TrimSuffix(d.PoolFile(network), ".json") + ".ula"
+}
+
+func (s *Spool) readULA(network string) (netip.Prefix, error) {
+	b, err := os.ReadFile(s.ulaFile(network))
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("read the unique local prefix of network %s: %w", network, err)
+	}
+	net, err := netip.ParsePrefix(strings.TrimSpace(string(b)))
+	if err == nil {
+		err = pool.Usable(net)
+	}
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("read the unique local prefix of network %s: %s: %w. Fix: remove it, and another is made", network, s.ulaFile(network), err)
 	}
 	return net, nil
 }
