@@ -246,6 +246,9 @@ func (c *command) showText(v control.VM) string {
 				if r.Client != nil {
 					line("  client", "%s", clientText(*r.Client))
 				}
+				for _, d := range r.Delegated {
+					line("  delegated", "%s via %s, ends in %s", d.Prefix, d.Via, until(d.Expires.Sub(c.Now())))
+				}
 				for _, name := range slices.Sorted(maps.Keys(r.Verdicts)) {
 					line("  frames", "%d %s", r.Verdicts[name], name)
 				}

@@ -117,6 +117,16 @@ type ResponderNIC struct {
 	Verdicts map[string]uint64 `json:"verdicts"` // by verdict's name, those above 0
 	Last     []Exchange        `json:"last,omitempty"`
 	Client   *Client           `json:"client,omitempty"` // nil: it has not asked for a lease yet
+
+	Delegated []Delegated `json:"delegated,omitempty"`
+}
+
+// Delegated is a prefix that the guest was delegated by DHCPv6.
+type Delegated struct {
+	Prefix  string    `json:"prefix"`
+	Via     string    `json:"via"`  // the guest's address that asked for it
+	IAID    uint32    `json:"iaid"` // of the IA_PD that it is in
+	Expires time.Time `json:"expires"`
 }
 
 // Client is the guest's DHCPv4 client as its messages show it.

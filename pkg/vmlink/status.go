@@ -63,9 +63,11 @@ func (w *statusWriter) append(b []byte, up bool, hash []byte, nics []nic) []byte
 			b = append(b, `"}`...)
 		}
 		b = append(b, ']')
-		if g, l := n.server.Guest(); g.Profile != responder.ProfileUnknown {
+		g, l := n.server.Guest()
+		if g.Profile != responder.ProfileUnknown {
 			b = appendClient(b, &g, l)
 		}
+		b = appendDelegated(b, &g, time.Now())
 		b = append(b, '}')
 	}
 	return append(b, "]}"...)
@@ -94,6 +96,28 @@ func appendClient(b []byte, g *responder.Guest, l *responder.Link) []byte {
 		}
 	}
 	return append(b, '}')
+}
+
+// appendDelegated appends the member "delegated" if there is something in it.
+func appendDelegated(b []byte, g *responder.Guest, now time.Time) []byte {
+	some := false
+	for _, p := range g.Prefixes {
+		if !p.Prefix.IsValid() || p.Expires <= now.Unix() {
+			continue
+		}
+		if !some {
+			b, some = append(b, `,"delegated":[`...), true
+		}
+		b = p.Prefix.AppendTo(append(comma(b), `{"prefix":"`...))
+		b = p.Via.AppendTo(append(b, `","via":"`...))
+		b = strconv.AppendUint(append(b, `","iaid":`...), uint64(p.IAID), 10)
+		b = time.Unix(p.Expires, 0).UTC().AppendFormat(append(b, `,"expires":"`...), time.RFC3339)
+		b = append(b, `"}`...)
+	}
+	if some {
+		b = append(b, ']')
+	}
+	return b
 }
 
 // appendCount appends a member of the verdicts if it counted anything. name

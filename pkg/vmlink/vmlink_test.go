@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/rawsock"
 	"github.com/slash32/slash32/pkg/responder"
@@ -180,6 +181,11 @@ func TestStatusIsTheJSONOfTheType(t *testing.T) {
 	conn := &frames{in: make(chan []byte), closed: make(chan struct{})}
 	limits := responder.Limits{responder.ClassARP: {Rate: 1, Burst: 3}}
 	server := responder.NewServer(conn, link, limits, quiet())
+	var kept responder.Kept
+	kept.Prefixes[0] = lease.Prefix{Prefix: netip.MustParsePrefix("2001:db8:1::/64"), Via: netip.MustParseAddr("fe80::7"), IAID: 7, Expires: 1} // over
+	kept.Prefixes[2] = lease.Prefix{Prefix: netip.MustParsePrefix("2001:db8:2::/64"), Via: netip.MustParseAddr("fe80::7"), IAID: 8, Expires: 32_503_680_000}
+	kept.Prefixes[3] = lease.Prefix{Prefix: netip.MustParsePrefix("2001:db8:3::/64"), Via: netip.MustParseAddr("fe80::8"), IAID: 1<<32 - 1, Expires: 32_503_680_001}
+	server.Restore(kept, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- server.Run(ctx) }()
@@ -211,6 +217,13 @@ func TestStatusIsTheJSONOfTheType(t *testing.T) {
 	var a, c any
 	if err := errors.Join(json.Unmarshal(text, &a), json.Unmarshal(again, &c)); err != nil {
 		t.Fatal(err)
+	}
+	third := time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)
+	want := []control.Delegated{
+		{Prefix: "2001:db8:2::/64", Via: "fe80::7", IAID: 8, Expires: third}, {Prefix: "2001:db8:3::/64", Via: "fe80::8", IAID: 1<<32 - 1, Expires: third.Add(time.Second)},
+	}
+	if d := cmp.Diff(want, got.NICs[0].Delegated); d != "" {
+		t.Error(d)
 	}
 	if d := cmp.Diff(c, a); d != "" {
 		t.Error(d)
