@@ -2,6 +2,7 @@ package clients
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
@@ -105,8 +106,11 @@ func dhclientPD() client6pd {
 			l.guest.must(strings.ReplaceAll(run, "-d ", "-r "))
 		},
 		resolver: dhclient6().resolver,
-		noRapid:  true,
-		byHand:   true,
+		aged: func(l *lab, _ *process, old netip.Prefix) {
+			l.has("sed -n '/iaprefix "+strings.ReplaceAll(old.String(), "/", "\\/")+"/,/}/p' /var/lib/dhcp/dhclient6.leases", "preferred-life 0;")
+		},
+		noRapid: true,
+		byHand:  true,
 	}
 }
 
@@ -139,8 +143,12 @@ func dhcp6c() client6pd {
 		},
 		release:  func(_ *lab, p *process) { p.signal(syscall.SIGTERM) },
 		resolver: []string{"cat /etc/resolv.conf", "nameserver 2620:fe::fe"},
-		// T1 and T2 below 30 s are too small for it.
-		preferred: 61,
+		// It gives its address no lifetimes and removes it when the prefix ends.
+		aged: func(_ *lab, p *process, old netip.Prefix) {
+			until(p.t, func() error { return contains(p.output.String(), "update a prefix "+old.String()+" pltime=0,") })
+		},
+		// With a T2 below 30 s it takes that, and 18 s for T1.
+		preferred: 36,
 	}
 }
 

@@ -54,6 +54,9 @@ type client6pd struct {
 	noRapid  bool
 	byHand   bool // it leaves the prefix to others
 	resolver []string
+	// aged waits until it knows that a prefix is deprecated; nil: its address on lan0
+	// is.
+	aged func(*lab, *process, netip.Prefix)
 
 	// preferred is a preferred lifetime in seconds by whose T1 and T2 it goes; 0: 12.
 	preferred uint32
@@ -77,24 +80,33 @@ func newLab6(t *testing.T, change func(*responder.NIC)) *lab {
 	return l
 }
 
+// kept are the prefixes in the lease file.
+func (l *lab) kept() ([]lease.Prefix, error) {
+	state, err := l.spool.Lease(vmID)
+	if err != nil || len(state.NICs) == 0 {
+		return nil, err
+	}
+	return state.NICs[0].Prefixes, nil
+}
+
 // prefix waits until the lease file has exactly one prefix of a pool: of the
 // length and behind the guest's link-local address.
 func (l *lab) prefix(of netip.Prefix, bits int) lease.Prefix {
 	l.t.Helper()
 	var found lease.Prefix
 	until(l.t, func() error {
-		state, err := l.spool.Lease(vmID)
+		kept, err := l.kept()
 		if err != nil {
 			return err
 		}
 		n := 0
-		for _, p := range state.NICs[0].Prefixes {
+		for _, p := range kept {
 			if of.Contains(p.Prefix.Addr()) {
 				found, n = p, n+1
 			}
 		}
 		if n != 1 || found.Prefix.Bits() != bits {
-			return fmt.Errorf("the lease file has %+v, want one /%d of %s", state.NICs[0].Prefixes, bits, of)
+			return fmt.Errorf("the lease file has %+v, want one /%d of %s", kept, bits, of)
 		}
 		return nil
 	})
@@ -239,53 +251,45 @@ func (c client6pd) live(t *testing.T) {
 		c.release(l, p)
 		l.sees("dhcp6_release", 0)
 		until(t, func() error {
-			state, err := l.spool.Lease(vmID)
-			if err == nil && len(state.NICs[0].Prefixes) > 0 {
-				err = fmt.Errorf("the lease file still has %+v", state.NICs[0].Prefixes)
+			kept, err := l.kept()
+			if err == nil && len(kept) > 0 {
+				err = fmt.Errorf("the lease file still has %+v", kept)
 			}
 			return err
 		})
 	})
 }
 
-// keep renews, rebinds and renumbers.
+// keep renews, and is renumbered when it rebinds.
 func (c client6pd) keep(t *testing.T) {
 	if c.preferred == 0 {
 		c.preferred = 12
 	}
 	l := newLab6(t, func(n *responder.NIC) { n.V6.Preferred, n.V6.Valid = c.preferred, 10*c.preferred })
 	r := table6.row(t, c.row)
-	c.start(l, noHint)
+	p := c.start(l, noHint)
 	var d lease.Prefix
 	r.shows(iapd, "/64", func() { d = l.prefix(pool, 64) })
 	c.follow(l, d)
-	longer := func() {
-		t.Helper()
+	r.check(renew, func() {
+		l.sees("dhcp6_renew", 0)
 		until(t, func() error {
 			if now := l.prefix(pool, 64); now.Prefix != d.Prefix || now.Expires <= d.Expires {
 				return fmt.Errorf("the lease file has %+v, had %+v", now, d)
 			}
 			return nil
 		})
-		d = l.prefix(pool, 64)
-	}
-	r.check(renew, func() {
-		l.sees("dhcp6_renew", 0)
-		longer()
 	})
-	r.check(rebind, func() {
-		l.deaf()
-		l.sees("dhcp6_rebind", 0)
-		longer()
-	})
-	l.hear()
+	l.deaf()
+	l.change(renumber)
+	r.check(rebind, func() { l.sees("dhcp6_rebind", 0) })
 	r.check(renumbered, func() {
-		l.change(renumber)
 		l.addressIn("eth0", nextOnLink)
 		l.ages("eth0", advertised)
-		n := l.prefix(nextPool, 64)
-		c.follow(l, n)
-		if !c.byHand {
+		c.follow(l, l.prefix(nextPool, 64))
+		if c.aged != nil {
+			c.aged(l, p, d.Prefix)
+		} else {
 			l.ages("lan0", d.Prefix)
 		}
 		l.oneDefaultRoute()

@@ -21,6 +21,7 @@ var columns6 = []column{iana, slaac, iapd, hinted, leaseFile, delegated, oneDefa
 const (
 	noRapid   = "sends no rapid commit option"
 	noPrefix  = "its script does nothing with a prefix; the test puts an address of it on the second link"
+	untilEnd  = "it knows that the old one is deprecated; the address that it made of it is preferred until it ends"
 	noDHCP    = "speaks no DHCPv6"
 	toKernel  = "leaves the resolvers to others"
 	noGuest   = "shows what the router advertises and solicits its neighbours, and configures nothing"
@@ -36,7 +37,7 @@ var table6 = matrix{file: "clients6", columns: columns6, rows: []row{
 	{name: "dhcpcd", pkg: "dhcpcd-base"},
 	{name: "ISC dhclient -6 -N -P", pkg: "isc-dhcp-client",
 		without: map[column]string{rapid: noRapid}, remark: map[column]string{delegated: noPrefix}},
-	{name: "wide-dhcpv6 dhcp6c", pkg: "wide-dhcpv6-client"},
+	{name: "wide-dhcpv6 dhcp6c", pkg: "wide-dhcpv6-client", remark: map[column]string{renumbered: untilEnd}},
 	{name: "Linux SLAAC", pkg: kernelRelease,
 		without: map[column]string{iana: noDHCP, iapd: noDHCP, hinted: noDHCP, leaseFile: noDHCP, delegated: noDHCP,
 			resolvers: kernelDNS, rapid: noDHCP, renew: noDHCP, rebind: noDHCP, rebooted: noMemory, release: noDHCP}},
