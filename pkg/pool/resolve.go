@@ -14,7 +14,7 @@ import (
 	"github.com/slash32/slash32/pkg/problem"
 )
 
-// outgoing is how long a base that is replaced stays valid, at most (RFC 9096 §3.4).
+// outgoing is how long a base that is replaced stays valid, at most (RFC 9096 §3.5).
 const outgoing = 2 * time.Hour
 
 // Blocks of a VM that is not defined any more are kept for that long, and it is
@@ -285,7 +285,7 @@ func (p *Pool) Expire(now time.Time) (changed bool) {
 // Renumber makes prefix the pool's base. preferred and valid are when its
 // lifetimes end; zero: never. The base before it is on its way out from then on:
 // deprecated, and valid as long as it was but for two hours at most (RFC 9096
-// §3.4). Blocks keep their place; what a base of another length has no room for
+// §3.5). Blocks keep their place; what a base of another length has no room for
 // gets another at the next Resolve. A prefix that is not valid, or whose time is
 // over, leaves the pool without a current base.
 //

@@ -85,7 +85,7 @@ func (c *Client) Status() Status {
 }
 
 // Run keeps the leases until ctx ends. It does not give them back then: a restart
-// is none of the server's business (RFC 9096 §3.3). What fails is said once and tried
+// is none of the server's business (RFC 9096 §3.1). What fails is said once and tried
 // again. It is one thread's network namespace that it is in: the caller's.
 func (c *Client) Run(ctx context.Context) error {
 	r, err := c.runner()
@@ -178,7 +178,7 @@ func (r *runner) run(ctx context.Context) {
 	defer shut()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for r.machine.phase != released {
+	for {
 		if now := r.now(); s == nil && !now.Before(openAt) {
 			opened, err := open(r.Interface)
 			if err == nil {
@@ -203,6 +203,9 @@ func (r *runner) run(ctx context.Context) {
 			}
 		}
 		r.publish()
+		if r.machine.phase == released {
+			return
+		}
 		next := r.machine.next()
 		if s == nil && (next.IsZero() || openAt.Before(next)) {
 			next = openAt
