@@ -26,7 +26,7 @@ func pooled(from config.Pool6) (config.Config, intent.VM) {
 
 // TestPoolSet: what a preview shows is what a VM gets, and a preview writes nothing.
 func TestPoolSet(t *testing.T) {
-	s := open(t)
+	s := openState(t)
 	now := time.Now()
 	c, vm := pooled(config.Pool6{Prefix: netip.MustParsePrefix("2001:db8:1::/56")})
 	preview, errs := s.PreviewPools(c, now)
@@ -59,7 +59,7 @@ func TestPoolSet(t *testing.T) {
 
 // TestUniqueLocal: the prefix is made once; a broken file is named and kept.
 func TestUniqueLocal(t *testing.T) {
-	s := open(t)
+	s := openState(t)
 	c, vm := pooled(config.Pool6{ULA: true})
 	base := func() netip.Prefix {
 		set, errs := s.OpenPools(c, time.Now())
