@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/spool"
@@ -156,6 +158,7 @@ func (u *upstreams) start(ctx context.Context, link string, hint uint8) running 
 			u.log.Errorf("ask for an IPv6 prefix on %s: %v", link, err)
 		}
 	})
+	wg.Go(func() { u.watch(ctx, link, c.Poke) })
 	wg.Go(func() {
 		t := time.NewTimer(settle)
 		defer t.Stop()
@@ -166,4 +169,27 @@ func (u *upstreams) start(ctx context.Context, link string, hint uint8) running 
 		}
 	})
 	return running{hint: hint, client: c, stop: func() { cancel(); wg.Wait() }}
+}
+
+// watch calls up whenever the link comes up again: it may be another network's.
+func (u *upstreams) watch(ctx context.Context, link string, up func()) {
+	updates := make(chan netlink.LinkUpdate)
+	err := netlink.LinkSubscribeWithOptions(updates, ctx.Done(), netlink.LinkSubscribeOptions{
+		ErrorCallback: func(err error) { u.log.Debugf("watch %s: %v", link, err) },
+	})
+	if err != nil {
+		u.log.Warnf("watch %s: %v; that it comes up again is noticed when the IPv6 prefix is renewed", link, err)
+		return
+	}
+	running := true // as it was when the client started
+	for update := range updates {
+		if update.Attrs().Name != link {
+			continue
+		}
+		now := update.IfInfomsg.Flags&unix.IFF_RUNNING != 0
+		if now && !running {
+			up()
+		}
+		running = now
+	}
 }

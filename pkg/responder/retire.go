@@ -17,7 +17,7 @@ const (
 
 // Retire returns the binding that is to follow old, as new has it and with the
 // prefixes that were advertised and are not any more: those stay for two hours as
-// Deprecated, so that guests stop using their addresses in them (RFC 9096 §3.2).
+// Deprecated, so that guests stop using their addresses in them (RFC 9096 §3.5).
 // What old has deprecated stays until its time. Where there are more than eight,
 // those that end first are dropped. NICs are the same when their guest's MAC is.
 // Neither argument is changed.
