@@ -37,30 +37,37 @@ const keaConfig = `{ "Dhcp6": { "interfaces-config": { "interfaces": ["hv0"] },
  "loggers": [ { "name": "kea-dhcp6", "severity": "INFO", "output_options": [ { "output": "stdout", "flush": true } ] } ] } }
 `
 
-// routes is what kea calls with each lease, in whose environment it is: the border
-// routes a prefix to the address that asked for it.
+// routes is what kea calls with each lease, in whose environment it is. The border
+// routes to a client what the newest of its leases says, and nothing else: kea says
+// nothing when it takes back what is no longer in a pool.
 const routes = `#!/bin/sh
 exec 2>>/var/log/kea-routes.log
 case $1 in
 leases6_committed)
+	new=" "
 	i=0
 	while [ "$i" -lt "${LEASES6_SIZE:-0}" ]; do
-		eval "type=\$LEASES6_AT${i}_TYPE address=\$LEASES6_AT${i}_ADDRESS length=\$LEASES6_AT${i}_PREFIX_LEN"
-		[ "$type" != IA_PD ] || ip -6 route replace "$address/$length" via "$QUERY6_REMOTE_ADDR" dev hv0
+		eval "type=\$LEASES6_AT${i}_TYPE prefix=\$LEASES6_AT${i}_ADDRESS/\$LEASES6_AT${i}_PREFIX_LEN"
+		[ "$type" != IA_PD ] || new="$new$prefix "
 		i=$((i + 1))
 	done
-	i=0
-	while [ "$i" -lt "${DELETED_LEASES6_SIZE:-0}" ]; do
-		eval "type=\$DELETED_LEASES6_AT${i}_TYPE address=\$DELETED_LEASES6_AT${i}_ADDRESS length=\$DELETED_LEASES6_AT${i}_PREFIX_LEN"
-		[ "$type" != IA_PD ] || ip -6 route del "$address/$length" dev hv0
-		i=$((i + 1))
+	[ "$new" != " " ] || exit 0
+	for prefix in $new; do ip -6 route replace "$prefix" via "$QUERY6_REMOTE_ADDR" dev hv0 proto ` + keaProto + `; done
+	ip -6 route show via "$QUERY6_REMOTE_ADDR" dev hv0 proto ` + keaProto + ` | while read -r prefix _; do
+		case "$new" in
+		*" $prefix "*) ;;
+		*) ip -6 route del "$prefix" dev hv0 proto ` + keaProto + ` ;;
+		esac
 	done
 	;;
 lease6_release | lease6_expire)
-	[ "$LEASE6_TYPE" != IA_PD ] || ip -6 route del "$LEASE6_ADDRESS/$LEASE6_PREFIX_LEN" dev hv0
+	[ "$LEASE6_TYPE" != IA_PD ] || ip -6 route del "$LEASE6_ADDRESS/$LEASE6_PREFIX_LEN" dev hv0 proto ` + keaProto + `
 	;;
 esac
 `
+
+// keaProto is the protocol number of the border's routes to what it delegates.
+const keaProto = "44"
 
 // lifetimes are the border's, in seconds.
 var lifetimes = struct{ renew, rebind, preferred, valid int }{5, 8, 12, 20}
@@ -116,19 +123,18 @@ func (b *border) restart(ctx context.Context, pool netip.Prefix) error {
 
 // delegated is what the border routes to the host.
 func (b *border) delegated(ctx context.Context) ([]netip.Prefix, error) {
-	out, err := b.lab.Router.Exec(ctx, "ip", "-6", "route", "show", "dev", "hv0", "proto", "boot")
+	out, err := b.lab.Router.Exec(ctx, "ip", "-6", "route", "show", "dev", "hv0", "proto", keaProto)
 	if err != nil {
 		return nil, err
 	}
 	var prefixes []netip.Prefix
 	for line := range strings.Lines(out) {
-		words := strings.Fields(line)
-		if len(words) < 3 || words[1] != "via" || words[2] != "fe80::2" {
-			continue
+		prefix, via, _ := strings.Cut(line, " ")
+		p, err := netip.ParsePrefix(prefix)
+		if err != nil || !strings.HasPrefix(via, "via fe80::2 ") {
+			return nil, fmt.Errorf("the border has a route that is not to the host: %s", line)
 		}
-		if p, err := netip.ParsePrefix(words[0]); err == nil {
-			prefixes = append(prefixes, p)
-		}
+		prefixes = append(prefixes, p)
 	}
 	return prefixes, nil
 }

@@ -56,6 +56,7 @@ type row struct {
 // levels are what each level has.
 type levels struct {
 	border []netip.Prefix // routed to the host
+	pools  []netip.Prefix // of the host's networks, as "slash32 status" says
 	guest  []netip.Prefix // on the VM's lan0 and not deprecated
 	routes []string       // of protocol 32 on the host
 	in     error          // of a ping from the container to the internet
@@ -66,6 +67,17 @@ type levels struct {
 func (w *world) look(ctx context.Context) (l levels, err error) {
 	if l.border, err = w.border.delegated(ctx); err != nil {
 		return l, err
+	}
+	status, err := w.Status(ctx)
+	if err != nil {
+		return l, err
+	}
+	for _, pool := range status.Pools {
+		for _, word := range strings.FieldsFunc(pool, func(r rune) bool { return r == ' ' || r == ',' }) {
+			if p, err := netip.ParsePrefix(word); err == nil {
+				l.pools = append(l.pools, p)
+			}
+		}
 	}
 	table, err := w.HV.Exec(ctx, "ip", "-6", "route", "show", "proto", "32")
 	if err != nil {
@@ -114,7 +126,7 @@ func shortRoute(line string) string {
 		}
 		out = append(out, words[0])
 	}
-	return strings.Join(out, " ")
+	return strings.TrimSuffix(strings.Join(out, " "), " dev lo")
 }
 
 // step does something and waits until all levels are as they have to be after it.
@@ -127,9 +139,14 @@ func (w *world) step(name string, do func() error, check func(levels) error) lev
 	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
 	defer cancel()
 	var now levels
+	said := ""
 	err := lab.Wait(ctx, func() (err error) {
 		if now, err = w.look(ctx); err == nil {
 			err = check(now)
+		}
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			w.t.Logf("%s, after %.1f s: %s", name, time.Since(start).Seconds(), said)
 		}
 		return err
 	})
@@ -148,8 +165,10 @@ func (w *world) whole(pool netip.Prefix) func(levels) error {
 			return fmt.Errorf("the VM has the prefixes %v, want one", l.guest)
 		case !pool.Contains(l.guest[0].Addr()):
 			return fmt.Errorf("the VM has %v, which is not of %v", l.guest[0], pool)
-		case !slices.ContainsFunc(l.border, func(p netip.Prefix) bool { return p.Contains(l.guest[0].Addr()) }):
-			return fmt.Errorf("the border routes %v to the host, the VM has %v", l.border, l.guest[0])
+		case len(l.pools) != 1 || !pool.Contains(l.pools[0].Addr()) || !l.pools[0].Contains(l.guest[0].Addr()):
+			return fmt.Errorf("the host's pools are %v, the VM has %v", l.pools, l.guest[0])
+		case !slices.Equal(l.border, l.pools):
+			return fmt.Errorf("the border routes %v to the host, whose pools are %v", l.border, l.pools)
 		case l.in != nil:
 			return fmt.Errorf("container to internet: %w", l.in)
 		case l.out != nil:
@@ -181,22 +200,28 @@ func linkLocal() netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }
 
-// without is nil when nothing of the prefixes is routed to the VM and no ping
-// comes through.
-func without(gone ...netip.Prefix) func(levels) error {
-	return func(l levels) error {
-		for _, p := range gone {
-			for _, r := range l.routes {
-				if strings.HasPrefix(r, p.String()+" ") {
-					return fmt.Errorf("still routed: %s", r)
-				}
+// nothing is nil when the host has no route to anything within a prefix.
+func (l levels) nothing(of netip.Prefix) error {
+	for _, r := range l.routes {
+		for _, word := range strings.Fields(r) {
+			p, err := netip.ParsePrefix(word)
+			if a, bad := netip.ParseAddr(word); bad == nil {
+				p, err = netip.PrefixFrom(a, a.BitLen()), nil
+			}
+			if err == nil && of.Contains(p.Addr()) && p.Bits() >= of.Bits() {
+				return fmt.Errorf("there is still the route %s", r)
 			}
 		}
-		if l.in == nil || l.out == nil {
-			return fmt.Errorf("a ping came through: to the internet %v, from it %v", l.in, l.out)
-		}
-		return nil
 	}
+	return nil
+}
+
+// silent is nil when no ping comes through.
+func (l levels) silent() error {
+	if l.in == nil || l.out == nil {
+		return fmt.Errorf("a ping came through: to the internet %v, from it %v", l.in, l.out)
+	}
+	return nil
 }
 
 // told waits until the user's program has been told so.
@@ -266,7 +291,7 @@ func (w *world) print() {
 		}
 		for i, route := range routes {
 			if i == 0 {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f s\n", r.step, list(r.level.border), list(r.level.guest), route,
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f s\n", r.step, list(r.level.pools), list(r.level.guest), route,
 					came(r.level.in), came(r.level.out), r.took.Seconds())
 			} else {
 				fmt.Fprintf(table, "\t\t\t%s\t\t\t\n", route)
