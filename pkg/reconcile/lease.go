@@ -18,6 +18,7 @@ import (
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/relay"
+	"github.com/slash32/slash32/pkg/responder"
 )
 
 // leased is an address that another server leased to a guest and that has not
@@ -154,8 +155,8 @@ func (p *pass) settleLeases(v *vm, held holders) {
 	held.add(v.intent)
 }
 
-// relayed lists the planned VMs that have a relayed NIC, for those who carry their
-// messages.
+// relayed lists the planned VMs whose responders have something to say: messages of
+// a relayed NIC to be carried, or the news that a prefix was delegated.
 func (p *pass) relayed() []relay.VM {
 	var vms []relay.VM
 	for _, v := range p.planned() {
@@ -171,6 +172,7 @@ func (p *pass) relayed() []relay.VM {
 				}
 				some = true
 			}
+			some = some || slices.ContainsFunc(n.Prefixes, func(x intent.Prefix) bool { return x.Mode == responder.ModeDelegate })
 			r.NICs = append(r.NICs, nic)
 		}
 		if some {

@@ -7,10 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/test/wait"
 )
 
@@ -293,5 +295,24 @@ func TestLeaseFileRefused(t *testing.T) {
 	}
 	if n := strings.Count(b.log.String(), "not routed"); n != 1 {
 		t.Errorf("it is logged %d times", n)
+	}
+}
+
+// TestSpeaks: the sockets by which responders speak to the agent are asked for where
+// there is something to be said, with servers or without.
+func TestSpeaks(t *testing.T) {
+	b := newBed(t)
+	var got []relay.VM
+	b.loop.Relay = func(vms []relay.VM) { got = vms }
+	b.run(1, relayedVM)
+	b.run(2, `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface><prefix net="2001:db8:7::/60" mode="delegate"/></interface></slash32:network>`)
+	b.run(3, `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface><prefix net="2001:db8:8::/64" mode="slaac"/></interface></slash32:network>`)
+	b.pass()
+	servers := map[uuid.UUID]int{}
+	for _, v := range got {
+		servers[v.UUID] = len(v.NICs[0].Servers4) + len(v.NICs[0].Servers6)
+	}
+	if diff := cmp.Diff(map[uuid.UUID]int{id(1): 2, id(2): 0}, servers); diff != "" {
+		t.Errorf("servers by VM (-want +got):\n%s", diff)
 	}
 }
