@@ -177,7 +177,7 @@ func (d *delegation) wish(ia *wire.IA6) wishes {
 // it has, unless it would like another length, else a new one. pool is nil when
 // there is none.
 func (d *delegation) choose(ia *wire.IA6, w *wishes) (x netip.Prefix, pool *pool6) {
-	for i, e := range d.g.Prefixes {
+	for i, e := range &d.g.Prefixes {
 		if d.given&(1<<i) != 0 && e.IAID == ia.IAID && d.isGood(e.Prefix) { // the same IA a second time
 			return e.Prefix, d.l.prefixes.pool(e.Prefix)
 		}
@@ -194,7 +194,7 @@ func (d *delegation) choose(ia *wire.IA6, w *wishes) (x netip.Prefix, pool *pool
 			return p.Prefix, pool
 		}
 	}
-	for _, e := range d.g.Prefixes {
+	for _, e := range &d.g.Prefixes {
 		if e.Prefix.IsValid() && e.IAID == ia.IAID {
 			if p := d.l.prefixes.pool(e.Prefix); d.good(p) && d.isFree(e.Prefix, ia.IAID) {
 				x, pool = e.Prefix, p
@@ -271,7 +271,7 @@ func (d *delegation) first(p *pool6, bits int, iaid uint32, exclude bool) (netip
 // taken tells whether part of x is another IA's now, or in this reply already, and
 // where that ends. What is x itself and the IA's is not taken.
 func (d *delegation) taken(x part, iaid uint32) (end uint64, taken bool) {
-	for i, e := range d.g.Prefixes {
+	for i, e := range &d.g.Prefixes {
 		given := d.given&(1<<i) != 0
 		if !e.Prefix.IsValid() || !given && (e.IAID == iaid || e.Expires <= d.now) {
 			continue
@@ -313,7 +313,7 @@ func (d *delegation) onLink(x part, bits int, p *pool6, exclude bool) bool {
 
 // sweep forgets what is in no pool any more.
 func (d *delegation) sweep() {
-	for i, e := range d.g.Prefixes {
+	for i, e := range &d.g.Prefixes {
 		if e.Prefix.IsValid() && d.l.prefixes.pool(e.Prefix) == nil {
 			d.g.Prefixes[i] = lease.Prefix{}
 		}
@@ -322,7 +322,7 @@ func (d *delegation) sweep() {
 
 // find is the entry of a prefix of the IA, or -1.
 func (d *delegation) find(x netip.Prefix, iaid uint32) int {
-	for i, e := range d.g.Prefixes {
+	for i, e := range &d.g.Prefixes {
 		if e.Prefix == x && e.IAID == iaid {
 			return i
 		}
@@ -337,7 +337,7 @@ func (d *delegation) find(x netip.Prefix, iaid uint32) int {
 func (d *delegation) evict(iaid uint32) bool {
 	oldest := -1
 	fresh := d.l.dhcp6.valid - min(d.l.dhcp6.t2, d.l.dhcp6.valid)
-	for i, e := range d.g.Prefixes {
+	for i, e := range &d.g.Prefixes {
 		if !e.Prefix.IsValid() || e.IAID == iaid || d.given&(1<<i) != 0 || !d.isGood(e.Prefix) ||
 			e.Via == d.via() && e.Expires-d.now >= int64(fresh) {
 			continue
@@ -361,7 +361,7 @@ func (d *delegation) isGood(x netip.Prefix) bool { return d.good(d.l.prefixes.po
 // in this reply, and as good as x.
 func (d *delegation) keep(x netip.Prefix, iaid uint32, expires int64) (ok bool) {
 	at, good := d.find(x, iaid), d.isGood(x)
-	for i, e := range d.g.Prefixes {
+	for i, e := range &d.g.Prefixes {
 		if i == at || !e.Prefix.IsValid() || d.given&(1<<i) != 0 {
 			continue
 		}
@@ -385,7 +385,7 @@ func (d *delegation) keep(x netip.Prefix, iaid uint32, expires int64) (ok bool) 
 // deprecated and has to make room for what is good.
 func (d *delegation) room(good bool) int {
 	at, last := -1, -1
-	for i, e := range d.g.Prefixes {
+	for i, e := range &d.g.Prefixes {
 		switch {
 		case d.given&(1<<i) != 0:
 			if good && !d.isGood(e.Prefix) {
