@@ -63,7 +63,7 @@ func TestLevels(t *testing.T) {
 		}
 		return w.StartAgent(ctx)
 	}, same)
-	w.step("responder killed", w.killResponder, same)
+	w.step("responder killed", w.newResponder, same)
 	w.step("host's reboot", w.reboot, same)
 	w.step("VM's dhcpcd killed", func() error {
 		_, err := console.Run(ctx, killDhcpcd+"; "+startDhcpcd)
@@ -99,14 +99,37 @@ func errOther(want, got netip.Prefix) error {
 	return fmt.Errorf("the VM has %v, it had %v", got, want)
 }
 
+// responder is what the VM's responder says of itself.
+func (w *world) responder() (control.Responder, error) {
+	return control.QueryResponder(w.ctx, w.HV.Path("/run/slash32/vm/"+lab.DefaultUUID(vm)+"/responder.sock"))
+}
+
 // killResponder kills the VM's responder (-9).
 func (w *world) killResponder() error {
-	r, err := control.QueryResponder(w.ctx, w.HV.Path("/run/slash32/vm/"+lab.DefaultUUID(vm)+"/responder.sock"))
+	r, err := w.responder()
 	if err != nil {
 		return err
 	}
 	_, err = w.HV.Exec(w.ctx, "kill", "-9", fmt.Sprint(r.PID))
 	return err
+}
+
+// newResponder kills the VM's responder and waits for the next one.
+func (w *world) newResponder() error {
+	old, err := w.responder()
+	if err != nil {
+		return err
+	}
+	if err := w.killResponder(); err != nil {
+		return err
+	}
+	return lab.Wait(w.ctx, func() error {
+		r, err := w.responder()
+		if err == nil && r.PID == old.PID {
+			err = errors.New("the killed responder still answers")
+		}
+		return err
+	})
 }
 
 // reboot is what a reboot of the host is to slash32 while the VM's disk, here its
