@@ -4,7 +4,6 @@ package userhook
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
 
@@ -61,12 +61,12 @@ type Runner struct {
 	set  bool // want is known
 }
 
-func (r *Runner) init() { r.once.Do(func() { r.wake = make(chan struct{}, 1) }) }
+func (r *Runner) prepare() { r.once.Do(func() { r.wake = make(chan struct{}, 1) }) }
 
 // Set says which program is to be told ("": none) of which prefixes. It does not
 // wait.
 func (r *Runner) Set(path string, now []Prefix) {
-	r.init()
+	r.prepare()
 	r.mu.Lock()
 	same := r.set && r.path == path && slices.Equal(r.want, now)
 	r.path, r.want, r.set = path, slices.Clone(now), true
@@ -83,18 +83,22 @@ func (r *Runner) Set(path string, now []Prefix) {
 // Run runs programs until ctx ends, and then returns nil once the one under way
 // has ended: the next Run goes on there.
 func (r *Runner) Run(ctx context.Context) error {
-	r.init()
+	r.prepare()
 	told, err := r.read()
 	if err != nil {
 		r.Log.Warnf("%v; the program is told of every prefix again", err)
 	}
 	pause := time.NewTimer(retry)
 	defer pause.Stop()
+	unsaved := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-pause.C:
+			if unsaved && r.write(told) == nil {
+				unsaved = false
+			}
 		case <-r.wake:
 		}
 		for {
@@ -110,12 +114,19 @@ func (r *Runner) Run(ctx context.Context) error {
 			// Noted first: a program that makes the host crash is not run again and
 			// again.
 			if err := r.write(told); err != nil {
-				r.Log.Warn(err)
-				pause.Reset(retry)
+				if !unsaved {
+					r.Log.Warnf("%v; until it can be, a restart of the agent tells of some prefixes again", err)
+				}
+				unsaved = true
+			} else {
+				unsaved = false
 			}
 			if path != "" {
 				r.exec(ctx, path, p, add)
 			}
+		}
+		if unsaved {
+			pause.Reset(retry)
 		}
 	}
 }
@@ -228,8 +239,7 @@ func (r *Runner) read() ([]Prefix, error) {
 func (r *Runner) write(told []Prefix) error {
 	b, err := json.Marshal(told)
 	if err == nil {
-		tmp := filepath.Join(filepath.Dir(r.File), "."+filepath.Base(r.File))
-		err = cmp.Or(os.WriteFile(tmp, b, 0o600), os.Rename(tmp, r.File))
+		err = renameio.WriteFile(r.File, b, 0o600, renameio.WithTempDir(filepath.Dir(r.File)))
 	}
 	if err != nil {
 		return fmt.Errorf("write what hooks.prefix was told: %w", err)

@@ -145,3 +145,36 @@ func TestBrokenFile(t *testing.T) {
 	b.wait(call("add", 1))
 	stop()
 }
+
+// TestUnwritable: what was told is written when it can be again, and a file that is
+// there is never left half written.
+func TestUnwritable(t *testing.T) {
+	b := newBed(t, "")
+	dir := filepath.Join(b.dir, "run")
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &userhook.Runner{File: filepath.Join(dir, "told"), Log: b.log}
+	done := make(chan error)
+	go func() { done <- r.Run(ctx) }()
+	r.Set(b.program, []userhook.Prefix{prefix(1), prefix(2)})
+	b.wait(call("add", 1), call("add", 2))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	wait.For(t, patience, "the file is written", func() bool {
+		text, err := os.ReadFile(r.File)
+		return err == nil && strings.Contains(string(text), "vm1") && strings.Contains(string(text), "vm2")
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	warned := 0
+	for _, e := range b.said.AllEntries() {
+		if e.Level == logrus.WarnLevel {
+			warned++
+		}
+	}
+	if warned != 1 {
+		t.Errorf("%d warnings, want one", warned)
+	}
+}
