@@ -14,6 +14,7 @@ import (
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/probe"
 	"github.com/slash32/slash32/pkg/problem"
+	"github.com/slash32/slash32/pkg/spool"
 )
 
 // elsewhere finds who outside of this host's VMs has an address of vm: the host
@@ -36,7 +37,7 @@ func (o *operation) elsewhere(ctx context.Context, vm intent.VM, c config.Config
 			case found && r.Group:
 				ps = append(ps, taken(vm, n, a, "is the broadcast or anycast address of a network that this host is in, on "+r.Link))
 			case incoming:
-			case found && r.Protocol != marks.RouteProtocol && !slices.Contains(bridgesOf(vm), r.Link):
+			case found && r.Protocol != marks.RouteProtocol && !slices.Contains(spool.ClaimsOf(vm).Bridges, r.Link):
 				ps = append(ps, taken(vm, n, a, "is announced by another host: route "+describe(r)))
 			case n.Network.ProbeARP || n.Network.ProbeICMP:
 				ask = append(ask, wanted{a, n})

@@ -16,7 +16,6 @@ import (
 
 	"github.com/slash32/slash32/pkg/annotation"
 	"github.com/slash32/slash32/pkg/config"
-	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/probe"
@@ -208,30 +207,6 @@ func (o *operation) load() (source.Result, config.Config, error) {
 		o.Log.Warn(p.String())
 	}
 	return r, c, nil
-}
-
-func bridgesOf(vm intent.VM) []string {
-	var names []string
-	for _, n := range vm.NICs {
-		names = append(names, n.Bridge)
-	}
-	return names
-}
-
-func addrsOf(vm intent.VM) []netip.Addr {
-	var as []netip.Addr
-	for _, n := range vm.NICs {
-		as = append(append(as, n.Addrs4...), n.Addrs6...)
-	}
-	return as
-}
-
-func netsOf(vm intent.VM) []netip.Prefix {
-	var nets []netip.Prefix
-	for _, n := range vm.NICs {
-		nets = append(nets, n.Nets()...)
-	}
-	return nets
 }
 
 func (o *operation) failed(what string, err error) problem.List {

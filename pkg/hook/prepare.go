@@ -89,9 +89,10 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 	if old, err := o.spool.Declaration(vm.UUID); err == nil {
 		generation = old.Generation
 	}
+	own := spool.ClaimsOf(vm)
 	if err := o.spool.WriteDeclaration(spool.Declaration{
 		UUID: vm.UUID, Name: vm.Name, Generation: generation + 1, Phase: spool.Preparing, At: o.Now(),
-		Bridges: bridgesOf(vm), Addrs: addrsOf(vm), Prefixes: netsOf(vm), XML: string(o.xml), Warnings: o.warn(warnings),
+		Bridges: own.Bridges, Addrs: own.Addrs, Prefixes: own.Prefixes, XML: string(o.xml), Warnings: o.warn(warnings),
 	}); err != nil {
 		return slices.Concat(o.failed("cannot write below "+o.Dirs.Run, err), o.undoLocked(ctx, vm))
 	}
@@ -146,7 +147,7 @@ func (o *operation) warn(ps problem.List) []string {
 // skeleton in place. A skeleton of another build that stands is left alone: the
 // agent, which knows all elements, replaces it.
 func (o *operation) makeLinks(ctx context.Context, vm intent.VM, want state.State) error {
-	have, err := o.kernel.Read(ctx, state.Scope{Links: bridgesOf(vm), Sysctls: want.HostSysctls(), Prepared: true})
+	have, err := o.kernel.Read(ctx, state.Scope{Links: spool.ClaimsOf(vm).Bridges, Sysctls: want.HostSysctls(), Prepared: true})
 	if err != nil {
 		return err
 	}
@@ -160,7 +161,8 @@ func (o *operation) makeLinks(ctx context.Context, vm intent.VM, want state.Stat
 // conflicts names what is another's: addresses and bridges that other VMs
 // claim, routes of ours that lead elsewhere, bridges with somebody in them.
 func (o *operation) conflicts(ctx context.Context, vm intent.VM, c config.Config) problem.List {
-	claims, err := o.spool.Claimants(vm.UUID, spool.Claims{Bridges: bridgesOf(vm), Addrs: addrsOf(vm), Prefixes: netsOf(vm)})
+	own := spool.ClaimsOf(vm)
+	claims, err := o.spool.Claimants(vm.UUID, own)
 	if err != nil {
 		return o.failed("cannot compare with the other VMs", err)
 	}
@@ -178,20 +180,20 @@ func (o *operation) conflicts(ctx context.Context, vm intent.VM, c config.Config
 			continue
 		}
 		// Its XML has changed since it was declared; what it declared holds.
-		for _, a := range addrsOf(vm) {
-			if slices.Contains(d.Addrs, a) || slices.ContainsFunc(d.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		for _, a := range own.Addrs {
+			if d.Claims().HasAddr(a) {
 				ps = append(ps, inUse(vm, a, "belongs to running VM "+d.Name))
 			}
 		}
-		for _, net := range netsOf(vm) {
-			if slices.ContainsFunc(d.Addrs, net.Contains) || slices.ContainsFunc(d.Prefixes, net.Overlaps) {
+		for _, net := range own.Prefixes {
+			if d.Claims().Overlaps(net) {
 				ps = append(ps, problem.Problem{
 					Code: problem.EAddressInUse, What: fmt.Sprintf("prefix %s overlaps what running VM %s has", net, d.Name),
 					Fix: "give " + vm.Name + " another prefix, or stop the other VM",
 				})
 			}
 		}
-		for _, b := range bridgesOf(vm) {
+		for _, b := range own.Bridges {
 			if slices.Contains(d.Bridges, b) {
 				ps = append(ps, problem.Problem{Code: problem.EBridgeShared, What: fmt.Sprintf("bridge %s is the bridge of running VM %s", b, d.Name), Fix: "give each NIC a bridge of its own"})
 			}
@@ -200,12 +202,12 @@ func (o *operation) conflicts(ctx context.Context, vm intent.VM, c config.Config
 	if len(ps) > 0 {
 		return ps.WithVM(vm.Name)
 	}
-	for _, a := range addrsOf(vm) {
+	for _, a := range own.Addrs {
 		link, err := o.kernel.RouteOwner(ctx, netip.PrefixFrom(a, a.BitLen()))
 		if err != nil {
 			return o.failed("cannot look for a route to "+a.String(), err)
 		}
-		if link == "" || slices.Contains(bridgesOf(vm), link) {
+		if link == "" || slices.Contains(own.Bridges, link) {
 			continue
 		}
 		info, err := o.kernel.Bridge(ctx, link)
@@ -303,7 +305,7 @@ func (o *operation) undo(ctx context.Context, vm intent.VM, l Launcher) problem.
 func (o *operation) undoLocked(ctx context.Context, vm intent.VM) problem.List {
 	ctx = context.WithoutCancel(ctx)
 	var ps problem.List
-	if err := o.clear(ctx, bridgesOf(vm), true); err != nil {
+	if err := o.clear(ctx, spool.ClaimsOf(vm).Bridges, true); err != nil {
 		ps = o.failed("cannot undo", err)
 	}
 	if err := o.spool.Remove(vm.UUID); err != nil {
@@ -346,9 +348,10 @@ func (o *operation) redeclare(ctx context.Context, vm intent.VM, c config.Config
 	vm, ps := o.numbered(vm, c)
 	o.warn(ps)
 	if d, err := o.spool.Declaration(vm.UUID); err != nil || !d.Live(o.Now(), true) {
+		own := spool.ClaimsOf(vm)
 		if err := o.spool.WriteDeclaration(spool.Declaration{
 			UUID: vm.UUID, Name: vm.Name, Generation: d.Generation + 1, Phase: spool.Started, At: o.Now(),
-			Bridges: bridgesOf(vm), Addrs: addrsOf(vm), Prefixes: netsOf(vm), XML: string(o.xml),
+			Bridges: own.Bridges, Addrs: own.Addrs, Prefixes: own.Prefixes, XML: string(o.xml),
 		}); err != nil {
 			return o.failed("cannot write below "+o.Dirs.Run, err)
 		}

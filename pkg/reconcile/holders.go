@@ -6,6 +6,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/problem"
+	"github.com/slash32/slash32/pkg/spool"
 )
 
 // holders finds who may be in conflict with a VM without comparing each with
@@ -37,7 +38,7 @@ func (h holders) around(a netip.Addr, bits int, f func(netip.Prefix)) {
 }
 
 func (h holders) add(v intent.VM) {
-	c := claims(v)
+	c := spool.ClaimsOf(v)
 	for _, b := range c.Bridges {
 		h.byBridge[b] = v
 	}
@@ -73,7 +74,7 @@ func (h holders) conflicts(v intent.VM) problem.List {
 		o, ok := h.nets[p]
 		add(o, ok)
 	}
-	c := claims(v)
+	c := spool.ClaimsOf(v)
 	for _, b := range c.Bridges {
 		o, ok := h.byBridge[b]
 		add(o, ok)

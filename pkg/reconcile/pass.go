@@ -418,7 +418,7 @@ func (p *pass) write(ctx context.Context) error {
 				p.since[id] = v.decl.At
 			}
 		}
-		own := claims(v.intent)
+		own := spool.ClaimsOf(v.intent)
 		d := v.decl
 		if !v.declared {
 			d = spool.Declaration{UUID: id, Generation: 1, Phase: spool.Started, At: p.Now()}

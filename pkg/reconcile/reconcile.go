@@ -286,14 +286,3 @@ type vm struct {
 
 	delegated map[mac.Addr][]delegated
 }
-
-// claims of an intent, as declarations hold them.
-func claims(v intent.VM) spool.Claims {
-	var c spool.Claims
-	for _, n := range v.NICs {
-		c.Bridges = append(c.Bridges, n.Bridge)
-		c.Addrs = append(c.Addrs, n.Addrs()...)
-		c.Prefixes = append(c.Prefixes, n.Nets()...)
-	}
-	return c
-}

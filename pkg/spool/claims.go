@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+
+	"github.com/slash32/slash32/pkg/intent"
 )
 
 // Claims are what one VM alone may have.
@@ -11,6 +13,32 @@ type Claims struct {
 	Bridges  []string
 	Addrs    []netip.Addr
 	Prefixes []netip.Prefix
+}
+
+// ClaimsOf are the claims of a VM.
+func ClaimsOf(vm intent.VM) Claims {
+	var c Claims
+	for _, n := range vm.NICs {
+		c.Bridges = append(c.Bridges, n.Bridge)
+		c.Addrs = append(c.Addrs, n.Addrs()...)
+		c.Prefixes = append(c.Prefixes, n.Nets()...)
+	}
+	return c
+}
+
+// Claims are what the declaration claims.
+func (d Declaration) Claims() Claims {
+	return Claims{Bridges: d.Bridges, Addrs: d.Addrs, Prefixes: d.Prefixes}
+}
+
+// HasAddr tells whether an address is one of the claims, or in one.
+func (c Claims) HasAddr(a netip.Addr) bool {
+	return slices.Contains(c.Addrs, a) || slices.ContainsFunc(c.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// Overlaps tells whether some of a prefix is claimed.
+func (c Claims) Overlaps(p netip.Prefix) bool {
+	return slices.ContainsFunc(c.Addrs, p.Contains) || slices.ContainsFunc(c.Prefixes, p.Overlaps)
 }
 
 // texts are such that the file of every declaration that could meet the claims
@@ -35,10 +63,5 @@ func (c Claims) texts() [][]byte {
 // meet tells whether two VMs claim the same.
 func (c Claims) meet(o Claims) bool {
 	return slices.ContainsFunc(c.Bridges, func(b string) bool { return slices.Contains(o.Bridges, b) }) ||
-		slices.ContainsFunc(c.Addrs, func(a netip.Addr) bool {
-			return slices.Contains(o.Addrs, a) || slices.ContainsFunc(o.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
-		}) ||
-		slices.ContainsFunc(c.Prefixes, func(p netip.Prefix) bool {
-			return slices.ContainsFunc(o.Addrs, p.Contains) || slices.ContainsFunc(o.Prefixes, p.Overlaps)
-		})
+		slices.ContainsFunc(c.Addrs, o.HasAddr) || slices.ContainsFunc(c.Prefixes, o.Overlaps)
 }

@@ -24,7 +24,6 @@ import (
 // has one holds the lock.
 type PoolSet struct {
 	spool  *Spool
-	config config.Config
 	now    time.Time
 	pools  map[string]*pool.Pool
 	dirty  map[string]bool
@@ -70,7 +69,7 @@ func (s *Spool) PreviewPools(c config.Config, now time.Time) (*PoolSet, []error)
 
 func (s *Spool) openPools(c config.Config, now time.Time, read func(string) (pool.Pool, error), local func(string) (netip.Prefix, error)) (*PoolSet, []error) {
 	set := &PoolSet{
-		spool: s, config: c, now: now, local: local,
+		spool: s, now: now, local: local,
 		pools: map[string]*pool.Pool{}, dirty: map[string]bool{}, owners: map[uuid.UUID]bool{},
 	}
 	var errs []error

@@ -173,8 +173,8 @@ func (d Declaration) valid(id uuid.UUID) error {
 }
 
 // Claimants returns the declarations of other VMs than self that claim a part of
-// c. It looks at the bytes of each file first and decodes
-// only those that match, so that a start among thousands of VMs stays cheap.
+// c. It looks at the bytes of each file first and decodes only those that match,
+// so that a start among thousands of VMs stays cheap.
 func (s *Spool) Claimants(self uuid.UUID, c Claims) ([]Declaration, error) {
 	ids, err := s.VMs()
 	if err != nil {
@@ -196,7 +196,7 @@ func (s *Spool) Claimants(self uuid.UUID, c Claims) ([]Declaration, error) {
 		if err != nil {
 			continue
 		}
-		if c.meet(Claims{Bridges: d.Bridges, Addrs: d.Addrs, Prefixes: d.Prefixes}) {
+		if c.meet(d.Claims()) {
 			found = append(found, d)
 		}
 	}
