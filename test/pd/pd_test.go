@@ -16,6 +16,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/test/lab"
 )
 
@@ -193,12 +194,8 @@ func (l levels) routed(p netip.Prefix) error {
 	return nil
 }
 
-// linkLocal is what the VM makes of its MAC (RFC 4291, appendix A).
-func linkLocal() netip.Addr {
-	var m [6]byte
-	fmt.Sscanf(lab.DefaultMAC(vm, 0), "%x:%x:%x:%x:%x:%x", &m[0], &m[1], &m[2], &m[3], &m[4], &m[5])
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
-}
+// linkLocal is what the VM makes of its MAC.
+func linkLocal() netip.Addr { return mac.MustParse(lab.DefaultMAC(vm, 0)).LinkLocal() }
 
 // nothing is nil when the host has no route to anything within a prefix.
 func (l levels) nothing(of netip.Prefix) error {
