@@ -27,9 +27,6 @@ const (
 
 // note logs what a pass did and keeps what status shows.
 func (l *Loop) note(p *pass, reasons []string, err error) {
-	for _, bad := range p.bad {
-		l.Log.Errorf("%v", bad)
-	}
 	l.noteProblems(p)
 	if p.writes > 0 {
 		l.Log.WithField("why", strings.Join(reasons, ", ")).Infof("%d kernel writes: %s", p.writes, summary(p.changes))
@@ -71,14 +68,19 @@ func (l *Loop) note(p *pass, reasons []string, err error) {
 	}
 }
 
-// noteProblems logs each problem when it appears, not in each pass.
+// noteProblems logs each problem when it appears, not in each pass: a guest can
+// cause as many passes as it likes.
 func (l *Loop) noteProblems(p *pass) {
 	now := map[string]struct{}{}
-	add := func(line string) {
+	note := func(line string, say func(...any)) {
 		if _, old := l.warned[line]; !old {
-			l.Log.Warn(line)
+			say(line)
 		}
 		now[line] = struct{}{}
+	}
+	add := func(line string) { note(line, l.Log.Warn) }
+	for _, bad := range p.bad {
+		note(bad.Error(), l.Log.Error)
 	}
 	for _, v := range p.vms {
 		for _, pr := range v.problems {
