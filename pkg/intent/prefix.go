@@ -27,6 +27,19 @@ func (n NIC) Nets() []netip.Prefix {
 	return nets
 }
 
+// Delegates tells whether the NIC's guest can be delegated prefixes, by its
+// responder or by the servers that it is relayed to.
+func (n NIC) Delegates() bool {
+	return n.Relays6() || slices.ContainsFunc(n.Prefixes, func(p Prefix) bool { return p.Mode == "delegate" })
+}
+
+// HasPool tells whether a prefix is from one of the NIC's own pools.
+func (n NIC) HasPool(net netip.Prefix) bool {
+	return slices.ContainsFunc(n.Prefixes, func(p Prefix) bool {
+		return p.Mode == "delegate" && p.Net.IsValid() && within(net, p.Net)
+	})
+}
+
 // within tells whether p is a part of outer, or the same.
 func within(p, outer netip.Prefix) bool { return p.Bits() >= outer.Bits() && outer.Overlaps(p) }
 

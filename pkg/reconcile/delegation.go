@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -25,11 +24,6 @@ func (d delegated) control() control.Delegation {
 	return control.Delegation{Prefix: d.Prefix.String(), Via: d.Via.String(), Expires: d.expires}
 }
 
-// delegates tells whether a NIC's guest can have delegated prefixes.
-func delegates(n intent.NIC) bool {
-	return n.Relays6() || slices.ContainsFunc(n.Prefixes, func(p intent.Prefix) bool { return p.Mode == "delegate" })
-}
-
 // delegations reads from the lease file what the guest of a NIC was given: by its
 // responder from the NIC's own pools, or by the servers that it is relayed to.
 func (p *pass) delegations(v *vm, n intent.NIC, kept lease.NIC) {
@@ -43,7 +37,7 @@ func (p *pass) delegations(v *vm, n intent.NIC, kept lease.NIC) {
 		if !k.Prefix.IsValid() || !expires.After(p.Now()) {
 			continue
 		}
-		if !n.Relays6() && !inPools(n, k.Prefix) {
+		if !n.Relays6() && !n.HasPool(k.Prefix) {
 			continue // of a pool that is the guest's no more
 		}
 		if what := unfit(k); what != "" {
@@ -55,13 +49,6 @@ func (p *pass) delegations(v *vm, n intent.NIC, kept lease.NIC) {
 		v.delegated[n.MAC] = append(v.delegated[n.MAC], delegated{intent.Delegation{Prefix: k.Prefix, Via: k.Via}, expires})
 		p.ends(expires)
 	}
-}
-
-// inPools tells whether a prefix is from a pool of the NIC.
-func inPools(n intent.NIC, net netip.Prefix) bool {
-	return slices.ContainsFunc(n.Prefixes, func(p intent.Prefix) bool {
-		return p.Mode == "delegate" && p.Net.IsValid() && p.Net.Overlaps(net) && p.Net.Bits() <= net.Bits()
-	})
 }
 
 // unfit says why a prefix cannot be routed to a guest; "" when it can.
@@ -91,7 +78,7 @@ func (p *pass) ends(t time.Time) {
 func (p *pass) holdPrefixes(v *vm, held holders) {
 	for _, n := range v.intent.NICs {
 		for _, d := range v.delegated[n.MAC] {
-			if !inPools(n, d.Prefix) && slices.Contains(v.decl.Prefixes, d.Prefix) {
+			if !n.HasPool(d.Prefix) && slices.Contains(v.decl.Prefixes, d.Prefix) {
 				held.add(only(v.intent, n.MAC, n.Bridge, d.Delegation))
 			}
 		}
@@ -109,7 +96,7 @@ func (p *pass) settlePrefixes(v *vm, held holders) {
 	for i := range v.intent.NICs {
 		n := &v.intent.NICs[i]
 		v.delegated[n.MAC] = slices.DeleteFunc(v.delegated[n.MAC], func(d delegated) bool {
-			if !inPools(*n, d.Prefix) {
+			if !n.HasPool(d.Prefix) {
 				alone := only(v.intent, n.MAC, "", d.Delegation)
 				ps := held.conflicts(alone)
 				if len(ps) == 0 {

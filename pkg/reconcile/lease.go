@@ -42,7 +42,7 @@ func (l leased) control() control.Lease {
 // is input like any other: what is no address for a VM is named and left out.
 func (p *pass) lease(v *vm) {
 	v.leases, v.delegated = map[mac.Addr][]leased{}, map[mac.Addr][]delegated{}
-	if !v.planned || !slices.ContainsFunc(v.intent.NICs, func(n intent.NIC) bool { return len(n.Relay.Servers) > 0 || delegates(n) }) {
+	if !v.planned || !slices.ContainsFunc(v.intent.NICs, func(n intent.NIC) bool { return len(n.Relay.Servers) > 0 || n.Delegates() }) {
 		return
 	}
 	kept, err := p.Spool.Lease(v.intent.UUID)
@@ -56,7 +56,7 @@ func (p *pass) lease(v *vm) {
 			if k.MAC != n.MAC {
 				continue
 			}
-			if delegates(n) {
+			if n.Delegates() {
 				p.delegations(v, n, k)
 			}
 			if n.Relays4() && k.V4.Addr.Is4() {
