@@ -192,4 +192,7 @@ func (u *upstreams) watch(ctx context.Context, link string, up func()) {
 		}
 		running = now
 	}
+	if ctx.Err() == nil {
+		u.log.Warnf("watch %s: the kernel tells nothing any more; that it comes up again is noticed when the IPv6 prefix is renewed", link)
+	}
 }
