@@ -38,7 +38,8 @@ const (
 )
 
 // Build plans the network of the VMs, all of them, and of the networks' pools:
-// whatever is not in the result has no place on the host. The order of vms does not matter.
+// whatever is not in the result has no place on the host. The order of vms does not
+// matter.
 func Build(vms []intent.VM, c config.Config, f Facts) Desired {
 	b := builder{
 		config:  c,
