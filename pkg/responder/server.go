@@ -41,7 +41,7 @@ const (
 
 // writeLimit is how often a guest's delegated prefixes may change. Each change is
 // on disk before its answer, and is routed.
-var writeLimit = Limit{Rate: 1, Burst: 20}
+func writeLimit() Limit { return Limit{Rate: 1, Burst: 20} }
 
 // Unsolicited router advertisements (RFC 4861 §6.2.1, §6.2.4, §10).
 const (
@@ -119,7 +119,7 @@ func (p *pacer) ready(now time.Duration) bool {
 // NewServer makes the server of one link. It takes over conn: Run closes it.
 func NewServer(conn FrameConn, link *Link, limits Limits, log logrus.FieldLogger) *Server {
 	s := &Server{
-		conn: conn, log: log, started: time.Now(), writes: newBucket(writeLimit),
+		conn: conn, log: log, started: time.Now(), writes: newBucket(writeLimit()),
 		swapped: make(chan struct{}, 1), solicited: make(chan struct{}, 1),
 	}
 	s.link.Store(link)

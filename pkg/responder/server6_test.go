@@ -106,7 +106,7 @@ func TestServerKeepsBeforeItSends(t *testing.T) {
 		for i := range uint32(50) {
 			s.handle(request(100+i), out)
 		}
-		if n := len(events) / 2; n != int(writeLimit.Burst) || s.Counters().RateLimited != 31 || s.guest.Kept != kept {
+		if n := len(events) / 2; n != int(writeLimit().Burst) || s.Counters().RateLimited != 31 || s.guest.Kept != kept {
 			t.Errorf("written %d times in a burst, the guest has %+v", n, s.guest.Prefixes)
 		}
 
