@@ -193,11 +193,7 @@ func (l *Link) reply6(g *Guest, now time.Time, m *wire.DHCP6, r *request6, dst n
 		b = l.appendConfig6(b, g, r, v)
 	}
 
-	n := uint16(len(b) - offUDP6)
-	binary.BigEndian.PutUint16(b[offIPv6Len:], n)
-	binary.BigEndian.PutUint16(b[offUDP6+4:], n)
-	wire.SetUDPChecksum(b[offIPv6Src:offUDP6], b[offUDP6:])
-	return b
+	return finish6(l.appendAccept6(b, g, now, r, dst, v))
 }
 
 // fit6 appends what fits the frame as a whole.

@@ -25,6 +25,8 @@ type Guest struct {
 
 	x4 exchange4
 	x6 exchange6
+
+	accepts accepts6
 }
 
 // Kept is the part of a Guest that must outlive its responder: without it a

@@ -97,6 +97,14 @@ func (p *prefixes6) delegates() bool {
 	return false
 }
 
+// list is the pools.
+func (p *prefixes6) list() []pool6 {
+	if p == nil {
+		return nil
+	}
+	return p.pools
+}
+
 // advertises finds the advertised prefix that a is in.
 func (p *prefixes6) advertises(a netip.Addr) (x advertised6, ok bool) {
 	if p != nil {

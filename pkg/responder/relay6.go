@@ -1,7 +1,6 @@
 package responder
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -135,11 +134,7 @@ func (l *Link) FromServer6(g *Guest, now time.Time, server uint8, message, out [
 		g.x6.asked = false
 		l.learn6(g, now, peer, &m)
 	}
-	n := uint16(len(b) - offUDP6)
-	binary.BigEndian.PutUint16(b[offIPv6Len:], n)
-	binary.BigEndian.PutUint16(b[offUDP6+4:], n)
-	wire.SetUDPChecksum(b[offIPv6Src:offUDP6], b[offUDP6:])
-	return b, DHCP6Answered
+	return finish6(b), DHCP6Answered
 }
 
 // learn6 takes over the addresses and prefixes that a REPLY grants to the client

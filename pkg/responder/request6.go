@@ -15,6 +15,7 @@ type request6 struct {
 	clientID []byte
 	serverID []byte
 	rapid    bool
+	accepts  bool // a RECONFIGURE
 	wants    wants6
 	ias      bool // there is an IA of any kind
 	ianas    bool // there is an IA_NA
@@ -71,6 +72,8 @@ func (r *request6) parse(m *wire.DHCP6, own []netip.Addr) (ok bool) {
 			r.serverID = o.Data
 		case wire.Opt6RapidCommit:
 			r.rapid = true
+		case wire.Opt6ReconfigureAccept:
+			r.accepts = true
 		case wire.Opt6OptionRequest:
 			r.wants.add(o.Data)
 		case wire.Opt6Architecture:

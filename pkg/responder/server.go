@@ -2,6 +2,7 @@ package responder
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -75,6 +76,7 @@ type Server struct {
 
 	swapped   chan struct{} // of size 1: a new link is in place
 	solicited chan struct{} // of size 1: the guest waits for an RA to all nodes
+	moved     atomic.Bool   // the new link has other leases
 
 	verdicts    [NumVerdicts]atomic.Uint64
 	rateLimited atomic.Uint64
@@ -126,6 +128,11 @@ func NewServer(conn FrameConn, link *Link, limits Limits, log logrus.FieldLogger
 	for c := range s.buckets {
 		s.buckets[c] = newBucket(limits[c])
 	}
+	// Of the runtime's ChaCha8, which the kernel has seeded: package crypto/rand
+	// would cost every responder memory for one key.
+	key := &s.guest.accepts.key
+	binary.BigEndian.PutUint64(key[:8], rand.Uint64())
+	binary.BigEndian.PutUint64(key[8:], rand.Uint64())
 	return s
 }
 
@@ -185,9 +192,12 @@ func (s *Server) fromServer(now time.Time, family, server uint8, message []byte)
 }
 
 // Swap replaces the link between two frames; a router advertisement that tells
-// the guest follows at once.
+// the guest follows at once, and when the guest's leases are others, a RECONFIGURE
+// if its client accepts one.
 func (s *Server) Swap(link *Link) {
-	s.link.Store(link)
+	if old := s.link.Swap(link); link.moves(old) {
+		s.moved.Store(true)
+	}
 	wake(s.swapped) // who is pending will see this link
 }
 
@@ -341,6 +351,10 @@ func (s *Server) advertise(ctx context.Context) {
 	out := make([]byte, MaxReply)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	again := time.NewTimer(0) // for renew
+	defer again.Stop()
+	<-again.C
+	var renew renewal
 	initial := raInitialCount
 	var sent time.Time
 	for {
@@ -353,6 +367,14 @@ func (s *Server) advertise(ctx context.Context) {
 		case <-s.swapped:
 			initial = raInitialCount
 			timer.Reset(max(0, raSpacing-time.Since(sent)))
+			if s.moved.Swap(false) {
+				renew = renewal{since: s.renewed()}
+				again.Reset(0)
+			}
+		case <-again.C:
+			if wait := renew.next(s, out); wait > 0 {
+				again.Reset(wait)
+			}
 		case <-s.solicited: // counts as the next one (RFC 4861 §6.2.6)
 			timer.Reset(max(0, raSpacing-time.Since(sent)))
 		case <-timer.C:
