@@ -35,6 +35,12 @@ networks:
     probe: [arp]
     probe_wait: 3s
     conflict: warn
+  onlink:
+    uplink: l2
+    proxy_ndp: true
+    mtu: 1400
+    dns: ["2001:db8:9::53"]
+    search: [example.org]
 `
 
 // The guests that run all the time. A test that disturbs one puts it back.
@@ -104,6 +110,9 @@ func makeWorld(ctx context.Context) (*lab.Lab, error) {
 	l, err := lab.Up(ctx, lab.Options{BinDir: bin, Config: hostConfig})
 	if err != nil {
 		return nil, err
+	}
+	if err := makeL2(ctx, l); err != nil {
+		return l, err
 	}
 	if err := l.StartAgent(ctx); err != nil {
 		return l, err

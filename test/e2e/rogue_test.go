@@ -23,6 +23,8 @@ const (
 	rogue4  = "198.51.100.60"
 	rogue6  = "2001:db8:100::60"
 	rogueLL = "fe80::bad"
+
+	roguePrefix = "2001:db8:bad::/64"
 )
 
 // TestRogueServer lets a guest be DHCP server and router for everybody: on its
@@ -57,7 +59,7 @@ func TestRogueServer(t *testing.T) {
 		{"ADVERTISE on its link", udp(rogueLL, "ff02::1", 547, 546, advertise)},
 		{"ADVERTISE to another VM", udp(rogue6, mail6, 547, 546, advertise)},
 		{"ADVERTISE to the world", udp(rogue6, lab.Internet6, 547, 546, advertise)},
-		{"router advertisement", ip6(rogueLL, "ff02::1", wire.ProtoICMPv6, wire.AppendRA(nil, wire.RA{Lifetime: 1800}))},
+		{"router advertisement", ip6(rogueLL, "ff02::1", wire.ProtoICMPv6, rogueRA())},
 		// No server's: these pass, and come after all of the above.
 		{"to mail", udp(rogue4, mail4, 5001, 68, offer)},
 		{"to web", udp(rogue4, web4, 5001, 68, offer)},
@@ -117,6 +119,19 @@ func TestRogueServer(t *testing.T) {
 			t.Errorf("mail took the rogue's word: %s", out)
 		}
 	}
+	// Nor has the host: no address, no route, no neighbour.
+	learned := hv(ctx, t, "sh", "-c", "ip -6 address show; ip -6 route show table all; ip -6 neigh show")
+	if strings.Contains(learned, rogueLL) || strings.Contains(learned, "2001:db8:bad:") {
+		t.Errorf("the host took the rogue's word: %s", learned)
+	}
+}
+
+// rogueRA tells everybody to use the guest as the router and to take an address of
+// its prefix.
+func rogueRA() []byte {
+	return wire.AppendNDPrefix(wire.AppendRA(nil, wire.RA{Lifetime: 1800}), wire.NDPrefix{
+		Prefix: netip.MustParsePrefix(roguePrefix), Flags: wire.PrefixOnLink | wire.PrefixAutonomous, Valid: 7200, Preferred: 7200,
+	})
 }
 
 // sender puts the program of testdata/send.c into the guest.

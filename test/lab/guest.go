@@ -19,6 +19,8 @@ var (
 	guestDHCP []byte
 	//go:embed guest/dhcpcd.conf
 	guestDHCP6 []byte
+	//go:embed guest/dhcpcd.note
+	guestNote []byte
 	//go:embed guest/router
 	guestRouter []byte
 	//go:embed guest/dhcpcd.router.conf
@@ -78,6 +80,7 @@ func initramfs() ([]byte, error) {
 	w.file("etc/acpi/PWRF/00000080", 0o755, []byte("#!/bin/busybox sh\n/bin/busybox poweroff -f\n"))
 	w.char("dev/console", 5, 1)
 	w.file("etc/dhcpcd.conf", 0o644, guestDHCP6)
+	w.file("etc/dhcpcd.note", 0o755, guestNote)
 	w.file("etc/router", 0o755, guestRouter)
 	w.file("etc/dhcpcd.router.conf", 0o644, guestRouterDHCP6)
 	w.file("etc/dhcpcd.script", 0o755, guestRouterScript)
