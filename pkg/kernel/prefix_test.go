@@ -164,7 +164,7 @@ func TestPrefixCycle(t *testing.T) {
 	}
 	for _, tt := range []struct{ do, want string }{
 		{"ip -6 route del 2001:db8:0:100::/60 proto 32", "add route 2001:db8:0:100::/60 via fe80::77 dev s32-vm0"},
-		{"ip -6 route del unreachable 2001:db8:0:100::/56 proto 32 metric 1024", "add route unreachable 2001:db8:0:100::/56"},
+		{"ip -6 route del unreachable 2001:db8:0:100::/56 proto 32 metric 3072", "add route unreachable 2001:db8:0:100::/56"},
 		{"ip -6 route replace 2001:db8:0:100::/60 via fe80::78 dev s32-vm0 proto 32 metric 1024", "replace route 2001:db8:0:100::/60"},
 		{"ip -6 neigh del fe80::77 dev s32-vm0", "add neighbour fe80::77"},
 		{"nft flush set inet slash32 guard6_60", `add element guard6 { "s32-vm0" . 2001:db8:0:100::/60 }`},

@@ -14,6 +14,11 @@ import (
 // network's pool: more than that of a VM that has the whole of it.
 const MetricPool = 4 * marks.RouteMetric
 
+// MetricUndelegated is the metric of the routes that refuse what a guest may have
+// and has not asked for. It is none of a VM's, so that routing daemons announce what
+// is delegated only, and it is not MetricPool, since it goes with its VM.
+const MetricUndelegated = 3 * marks.RouteMetric
+
 const unreachable = "unreachable" // as state.Route has it
 
 // prefixes plans the IPv6 prefixes of the NIC: on the link those of which the
@@ -40,7 +45,10 @@ func (b *builder) prefixes(n intent.NIC) {
 		if p.Net.IsValid() && p.Mode == responder.ModeDelegate {
 			// What is not delegated must not take the default route back to where it
 			// came from. Where all of it is, that route is in this one's place.
-			b.route(n.Network, state.Route{Dst: p.Net.Masked(), Kind: unreachable})
+			r := state.Route{Dst: p.Net.Masked(), Table: tableOf(n.Network), Metric: MetricUndelegated, Kind: unreachable}
+			if !b.places[place{r.Dst, r.Table}] {
+				b.state.Routes[r] = struct{}{}
+			}
 		}
 	}
 }

@@ -63,7 +63,7 @@ func TestPool(t *testing.T) {
 	b.want(b.routes6(),
 		`(?m)^2001:db8:1:f00:\S+ dev s32-vm1 metric 1024`,
 		`(?m)^2001:db8:1:f01::/64 dev s32-vm1 metric 1024`,
-		`(?m)^unreachable 2001:db8:1:f10::/60 dev lo metric 1024`,
+		`(?m)^unreachable 2001:db8:1:f10::/60 dev lo metric 3072`,
 		`(?m)^unreachable 2001:db8:1:f00::/56 dev lo metric 4096`)
 	before := b.routes6()
 	b.restart()
