@@ -328,6 +328,10 @@ func (a *applier) route(verb state.Verb, r state.Route) (message, error) {
 	}
 	if verb == state.Delete {
 		fixed[6] = unix.RT_SCOPE_NOWHERE // any
+	} else if r.Via.IsLinkLocalUnicast() {
+		// The kernel tells of a bridge's new IPv6 address later than of the routes that
+		// follow it. BIRD would not take a next hop that it cannot see to be on the link.
+		copy(fixed[8:], host32(unix.RTNH_F_ONLINK))
 	}
 	m := newMessage(typ, flags, fixed).
 		attr(unix.RTA_DST, r.Dst.Addr().AsSlice()).

@@ -124,6 +124,8 @@ func shortRoute(line string) string {
 		case "metric", "pref", "proto", "error":
 			words = words[1:]
 			continue
+		case "onlink":
+			continue
 		}
 		out = append(out, words[0])
 	}
