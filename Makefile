@@ -67,6 +67,8 @@ install: ## install below PREFIX (/usr/local); with DESTDIR nothing is started o
 	install -D -m 0644 packaging/tmpfiles.d/slash32.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/slash32.conf
 	install -D -m 0644 packaging/rt_protos.d/slash32.conf $(DESTDIR)/etc/iproute2/rt_protos.d/slash32.conf
 	install -D -m 0644 packaging/slash32.yaml $(DESTDIR)$(DOCDIR)/slash32.yaml
+	install -D -m 0644 packaging/bird/slash32.conf $(DESTDIR)$(DOCDIR)/bird/slash32.conf
+	install -D -m 0644 packaging/frr/frr.conf $(DESTDIR)$(DOCDIR)/frr/frr.conf
 	for m in $(MANPAGES); do \
 		install -D -m 0644 -t $(DESTDIR)$(MANDIR)/man$${m##*.} $$m || exit 1; \
 	done

@@ -11,6 +11,7 @@ build=(gcc libc6-dev libvirt-dev pkg-config make git ca-certificates)
 clients=(isc-dhcp-client udhcpc ndisc6 socat jq strace systemd-container bird2 klibc-utils initramfs-tools-core
 	network-manager dbus-daemon dracut-core dracut-network iputils-arping wide-dhcpv6-client)
 servers=(isc-dhcp-server kea-dhcp4-server kea-dhcp6-server kea-admin)
+routing=(bird2 frr)
 firmware=(ovmf ipxe dnsmasq-base)
 peers=(isc-dhcp-server dnsmasq-base)
 
@@ -18,10 +19,10 @@ declare -A wanted=()
 for set in "${@:-all}"; do
 	case $set in
 	demo) names=("${lab[@]}" "${build[@]}") ;;
-	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}") ;;
+	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${routing[@]}") ;;
 	clients) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}") ;;
 	bench) names=("${lab[@]}" "${build[@]}" "${firmware[@]}" "${peers[@]}") ;;
-	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${peers[@]}") ;;
+	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${routing[@]}" "${peers[@]}") ;;
 	*)
 		echo "setup: no set \"$set\"; there are demo, test, clients and bench" >&2
 		exit 2
