@@ -372,17 +372,30 @@ func (c chain) message() message {
 
 func ruleMessage(chain string, exprs []expr.Any) (message, error) {
 	m := tableMessage(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND).str(unix.NFTA_RULE_CHAIN, chain)
+	m, err := expressions(m, exprs)
+	if err != nil {
+		return m, fmt.Errorf("encode a rule of chain %s: %w", chain, err)
+	}
+	return m, nil
+}
+
+// expressions adds a rule's expressions to its message.
+func expressions(m message, exprs []expr.Any) (message, error) {
 	var err error
 	m = m.nest(unix.NFTA_RULE_EXPRESSIONS, func(m message) message {
-		for _, e := range exprs {
-			b, failed := expr.Marshal(unix.NFPROTO_INET, e)
-			if failed != nil {
-				err = fmt.Errorf("encode a rule of chain %s: %w", chain, failed)
-				return m
-			}
-			m = m.attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, b)
-		}
+		m, err = appendExpressions(m, exprs)
 		return m
 	})
 	return m, err
+}
+
+func appendExpressions(m message, exprs []expr.Any) (message, error) {
+	for _, e := range exprs {
+		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		if err != nil {
+			return m, err
+		}
+		m = m.attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, b)
+	}
+	return m, nil
 }
