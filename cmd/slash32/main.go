@@ -13,7 +13,9 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/slash32/slash32/pkg/cli"
+	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/doctor"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/spool"
@@ -29,10 +31,30 @@ func main() {
 		Call: func(ctx context.Context, r control.Request) (control.Reply, error) {
 			return control.Call(ctx, dirs.Socket(), r)
 		},
-		Facts: facts,
+		Facts:  facts,
+		Doctor: examine,
 	}, os.Args[1:])
 	stop()
 	os.Exit(code)
+}
+
+func examine(ctx context.Context, s control.Status, c config.Config) ([]cli.Finding, error) {
+	log := logrus.New()
+	log.SetOutput(io.Discard) // the error says it
+	k, err := kernel.New(log)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	f, err := doctor.Reader{Kernel: k}.Read(ctx, doctor.Guests(s), c)
+	if err != nil {
+		return nil, err
+	}
+	var found []cli.Finding
+	for _, x := range doctor.Examine(f) {
+		found = append(found, cli.Finding{Problem: x.Problem, Impact: string(x.Impact)})
+	}
+	return found, nil
 }
 
 func facts(ctx context.Context) (plan.Facts, error) {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/doctor"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/launch"
 	"github.com/slash32/slash32/pkg/marks"
@@ -90,7 +91,15 @@ func Run(ctx context.Context, o Options) error {
 	up := newUpstreams(o.Dirs, func(reason string) { loop.Poke(reason, false) }, o.Log)
 	up.set(c)
 	loop.Upstream = up.given
-	a := &agent{Options: o, loop: loop, kernel: k, spool: s, upstreams: up}
+	keeper := &doctor.Keeper{
+		Reader:  doctor.Reader{Kernel: k},
+		Guests:  func() []doctor.Guest { return doctor.Guests(loop.Status()) },
+		Changed: func() { loop.Poke("other programs", false) },
+		Log:     o.Log,
+	}
+	keeper.SetConfig(c)
+	loop.Neighbours, loop.Writers, k.Foreign = keeper.Warnings, k.Writers, keeper.Poke
+	a := &agent{Options: o, loop: loop, kernel: k, spool: s, upstreams: up, keeper: keeper}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return loop.Run(ctx) })
@@ -98,8 +107,12 @@ func Run(ctx context.Context, o Options) error {
 		return v.Run(ctx, func(reason string) { loop.Poke("libvirt: "+reason, true) })
 	})
 	g.Go(func() error {
-		return k.Watch(ctx, func(reason string) { loop.Poke("kernel: "+reason, false) })
+		return k.Watch(ctx, func(reason string) {
+			loop.Poke("kernel: "+reason, false)
+			keeper.Poke()
+		})
 	})
+	g.Go(func() error { return keeper.Run(ctx) })
 	g.Go(func() error { return carrier.Run(ctx) })
 	g.Go(func() error { return hooks.Run(ctx) })
 	g.Go(func() error { return up.run(ctx) })
@@ -153,6 +166,7 @@ type agent struct {
 	spool  *spool.Spool
 
 	upstreams *upstreams
+	keeper    *doctor.Keeper
 }
 
 // signals reads the configuration again when asked to.
@@ -185,6 +199,7 @@ func (a *agent) reload() error {
 	}
 	a.loop.SetConfig(c)
 	a.upstreams.set(c)
+	a.keeper.SetConfig(c)
 	a.Log.Info("configuration read")
 	return nil
 }

@@ -1,6 +1,6 @@
 // Package cli is the operator's command, slash32: what the agent sees, what is
-// wrong with a VM's annotation, and what would be set up for it. It changes
-// nothing.
+// wrong with a VM's annotation or with the host, and what would be set up for a VM. It
+// changes nothing.
 package cli
 
 import (
@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/problem"
@@ -41,6 +42,8 @@ type Env struct {
 	Call func(context.Context, control.Request) (control.Reply, error)
 	// Facts reads what planning needs of the host.
 	Facts func(context.Context) (plan.Facts, error)
+	// Doctor examines what else of the host keeps guests offline.
+	Doctor func(context.Context, control.Status, config.Config) ([]Finding, error)
 }
 
 // Run runs one command line, without the program's name, and returns the exit
@@ -102,7 +105,8 @@ func (c *command) root() *cobra.Command {
 		Use:   "slash32",
 		Short: "What slash32 does for the VMs of this host",
 		Long: `slash32 shows what the agent does for the VMs of this host, checks the
-annotations of VMs, and shows what would be set up for one. It changes nothing.
+annotations of VMs, shows what would be set up for one, and looks for what else on
+the host keeps VMs offline. It changes nothing.
 
 Without a command it is "slash32 status".`,
 		Args:          cobra.NoArgs,
@@ -135,6 +139,16 @@ refused. With a file or "-" no agent is needed.`,
 		`plan prints the kernel objects that slash32 makes for a VM, like ip and nft print
 them; with --json also what its responder is told. It changes nothing.`,
 		cobra.ExactArgs(1), true, c.plan)
+	add("doctor", "What else on this host keeps guests offline",
+		`doctor looks at what is not slash32's: the forward chains of Docker, ufw,
+firewalld and others, systemd-networkd, NetworkManager, and the kernel's settings.
+Each line says who, what, why and how to fix it. The exit code is 1 when something
+keeps guests offline. It changes nothing and needs root, but no agent.`,
+		cobra.NoArgs, false, c.doctor)
+	add("sync", "Have the agent look at once",
+		`sync has the agent compare everything and put back what is missing, and returns
+when it has. It is what a unit runs that has just flushed the nftables ruleset.`,
+		cobra.NoArgs, false, c.sync)
 	add("version", "The version of this program",
 		"version prints the version of this program.",
 		cobra.NoArgs, false, c.version)

@@ -40,6 +40,7 @@ func Default() Config {
 		Forwarding: "manage",
 		Launch:     "auto",
 		LibvirtURI: "qemu:///system",
+		Coexist:    Coexist{Docker: Warn, UFW: Warn, Firewalld: Warn},
 	}
 }
 

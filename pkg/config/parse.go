@@ -18,7 +18,7 @@ import (
 const maxProblems = 32
 
 var (
-	topKeys     = []string{"networks", "forwarding", "launch", "libvirt", "hooks"}
+	topKeys     = []string{"networks", "forwarding", "launch", "libvirt", "hooks", "coexist"}
 	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait",
 		"client", "classic", "decline", "ipv6_only", "portal", "relay", "ipv6_pool", "pref64", "aftr", "proxy_ndp"}
 	poolKeys  = []string{"upstream", "length_hint"}
@@ -115,6 +115,8 @@ func (p *parser) top(c *Config, tree yamltree.Node) {
 			}
 		case "hooks":
 			p.hooks(c, e)
+		case "coexist":
+			p.coexist(&c.Coexist, e)
 		default:
 			p.unknown(e, topKeys)
 		}

@@ -15,6 +15,7 @@ type Config struct {
 	Launch     string             // "auto", "systemd" or "process": how responders are started
 	LibvirtURI string             // default qemu:///system
 	Hooks      Hooks
+	Coexist    Coexist
 }
 
 // Network is a named profile that annotations refer to.
@@ -51,6 +52,19 @@ type Network struct {
 	AFTR     string       // name of the DS-Lite tunnel's far end (RFC 6334); "": none
 	ProxyNDP bool         // answer Neighbour Solicitations on the uplink for guests' addresses
 }
+
+// Coexist says what is done about other firewalls that keep guests offline: Manage,
+// Warn or Ignore each.
+type Coexist struct {
+	Docker, UFW, Firewalld string
+}
+
+// What is done about another firewall.
+const (
+	Manage = "manage" // let guests through in the chain that is made for it
+	Warn   = "warn"   // say so
+	Ignore = "ignore"
+)
 
 // Hooks are programs of the user's that the agent runs.
 type Hooks struct {

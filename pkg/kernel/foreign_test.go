@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/firewall"
@@ -230,4 +231,54 @@ func TestOpen(t *testing.T) {
 		t.Errorf("nft:\n%s", got)
 	}
 	must(false, true)
+}
+
+// TestWatchOthers holds that changes of other programs' chains are told, and who changed
+// our table.
+func TestWatchOthers(t *testing.T) {
+	inNamespace(t)
+	k := open(t)
+	foreign := make(chan struct{}, 64)
+	k.Foreign = func() {
+		select {
+		case foreign <- struct{}{}:
+		default:
+		}
+	}
+	converge(t, k, build(t, k, vms(1)))
+	ctx, cancel := context.WithCancel(context.Background())
+	reasons, done := make(chan string, 64), make(chan error, 1)
+	go func() { done <- k.Watch(ctx, func(r string) { reasons <- r }) }()
+	<-reasons // watching
+	restore(t, "iptables-nft-restore", docker)
+	<-foreign
+	select {
+	case r := <-reasons:
+		t.Errorf("Docker's rules woke for %q", r)
+	default:
+	}
+	// The agent's own writes blame nobody.
+	converge(t, k, build(t, k, vms(2)))
+	<-reasons
+	if ws := k.Writers(); len(ws) != 0 {
+		t.Errorf("we are blamed: %v", ws)
+	}
+	cmd := exec.Command("nft", "delete", "table", "inet", "slash32")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v: %s", err, out)
+	}
+	for r := ""; !strings.Contains(r, "table"); {
+		r = <-reasons
+	}
+	want := []kernel.Writer{{Program: "nft", PID: cmd.Process.Pid}}
+	if diff := cmp.Diff(want, k.Writers()); diff != "" {
+		t.Error(diff)
+	}
+	if ws := k.Writers(); len(ws) != 0 {
+		t.Errorf("said again: %v", ws)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }

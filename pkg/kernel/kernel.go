@@ -40,9 +40,13 @@ type Kernel struct {
 	nft       *conn
 	conntrack *netlink.Handle
 	ioctl     int // any socket: interface names and indexes without RTNL
-	// sysctls are the open directories /proc/sys/net/ipv4 and ipv6: a path that
+	// sysctls are the open directories /proc/sys/net/ipv4, ipv6 and bridge: a path that
 	// is opened from there stays in the namespace, whichever thread opens it.
 	sysctls map[string]int
+	// Foreign, when it is set before Watch, is called for each change to other
+	// programs' chains and rules. It must not block.
+	Foreign func()
+	writers writers
 }
 
 // New opens the sockets. Reading needs no privilege, writing CAP_NET_ADMIN.
@@ -72,10 +76,10 @@ func (k *Kernel) open() error {
 	if k.ioctl, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open socket for interface names: %w", err)
 	}
-	for _, dir := range []string{"net/ipv4/", "net/ipv6/"} {
+	for _, dir := range []string{"net/ipv4/", "net/ipv6/", "net/bridge/"} {
 		fd, err := unix.Open("/proc/sys/"+dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.ENOENT) {
-			continue // a kernel without IPv6
+			continue // a kernel without IPv6 or br_netfilter
 		}
 		if err != nil {
 			return fmt.Errorf("open /proc/sys/%s: %w", dir, err)

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/slash32/slash32/pkg/firewall"
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/state"
 )
@@ -85,17 +86,21 @@ func FuzzParse(f *testing.F) {
 	elems := elemsMessage(unix.NFT_MSG_NEWSETELEM, []state.Elem{{Set: state.SetMark, Link: "b", Mark: 5}})
 	prefixes := elemsMessage(unix.NFT_MSG_NEWSETELEM, []state.Elem{{Set: state.SetGuard6, Link: "b", Addr: netip.MustParsePrefix("fd00::/60")}})
 	proxied := proxyMessage(unix.RTM_NEWNEIGH, 0, 3).attr(unix.NDA_DST, netip.MustParseAddr("fd00::1").AsSlice()).u8(ndaProtocol, marks.RouteProtocol)
-	for _, m := range []message{r, n, d, rule, elems, prefixes, proxied} {
+	opening, err := openingRule(openingMessage(unix.NFT_MSG_NEWRULE, 0, unix.NFPROTO_IPV4, Opening{Table: "filter", Chain: "DOCKER-USER"}), Opening{}, firewall.OIFGroup)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, m := range []message{r, n, d, rule, elems, prefixes, proxied, opening} {
 		m.seal(1)
 		f.Add([]byte(m))
 	}
 	rd := reader{links: map[int]link{3: {name: "b"}}}
-	w := watcher{ours: func(int) bool { return true }}
+	w := watcher{ours: func(int) bool { return true }, foreign: func() {}, writers: &writers{}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		messages(b, func(typ, flags uint16, _ uint32, data []byte) {
 			_ = answerError(typ, flags, data)
 			_ = w.routeReason(typ, data)
-			_ = nftReason(typ, data)
+			_ = w.nftReason(typ, data)
 			l := parseLink(data)
 			l.settings(func(string, string) {})
 			_ = l.state(nil)
@@ -108,6 +113,10 @@ func FuzzParse(f *testing.F) {
 			}
 			_, _ = parseRule(data)
 			_, _ = names(data)
+			_, _ = parseChain(data)
+			_, _ = parseCase(data)
+			_, _ = parseForeignRule(data, func(string) []firewall.Case { return nil })
+			w.writers.note(data)
 			_ = hashed(data, unix.NFTA_RULE_EXPRESSIONS)
 			for _, s := range sets() {
 				_, _, _ = parseElem(s, data)

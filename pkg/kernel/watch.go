@@ -43,12 +43,15 @@ func (k *Kernel) Watch(ctx context.Context, wake func(reason string)) error {
 
 type watcher struct {
 	rt, nft *conn
+	foreign func() // is called when chains or rules of others change
+	writers *writers
+	touched bool                 // our table has been changed in the transaction under way
 	stop    int                  // an eventfd that ends the wait
 	ours    func(index int) bool // whether an interface is a bridge of ours
 }
 
 func (k *Kernel) subscribe() (*watcher, error) {
-	w := &watcher{stop: -1, ours: func(index int) bool { return k.gatewayMAC(k.name(index)) }}
+	w := &watcher{stop: -1, foreign: k.Foreign, writers: &k.writers, ours: func(index int) bool { return k.gatewayMAC(k.name(index)) }}
 	err := k.inside(func() error {
 		var err error
 		if w.rt, err = subscribe(unix.NETLINK_ROUTE,
@@ -165,7 +168,7 @@ func (w *watcher) drain(reasons *[]string) error {
 	for _, x := range []struct {
 		c      *conn
 		reason func(typ uint16, data []byte) string
-	}{{w.rt, w.routeReason}, {w.nft, nftReason}} {
+	}{{w.rt, w.routeReason}, {w.nft, w.nftReason}} {
 		for {
 			err := x.c.receive(func(typ, _ uint16, _ uint32, data []byte) {
 				if r := x.reason(typ, data); r != "" && !slices.Contains(*reasons, r) {
@@ -217,13 +220,28 @@ func (w *watcher) routeReason(typ uint16, b []byte) string {
 	return ""
 }
 
-// nftReason looks at what happens to our table, and at nothing else.
-func nftReason(typ uint16, b []byte) string {
-	if typ>>8 != unix.NFNL_SUBSYS_NFTABLES || typ&0xff == unix.NFT_MSG_NEWGEN || len(b) < 4 || b[0] != unix.NFPROTO_INET {
+// nftReason looks at what happens to our table. Of other programs' chains and rules it
+// tells foreign.
+func (w *watcher) nftReason(typ uint16, b []byte) string {
+	if typ>>8 != unix.NFNL_SUBSYS_NFTABLES || len(b) < 4 {
 		return ""
 	}
-	if table, _ := names(b); table == marks.NftTable {
+	if typ&0xff == unix.NFT_MSG_NEWGEN { // the last message of each transaction
+		if w.touched {
+			w.writers.note(b)
+		}
+		w.touched = false
+		return ""
+	}
+	if table, _ := names(b); b[0] == unix.NFPROTO_INET && table == marks.NftTable {
+		w.touched = true
 		return "table"
+	}
+	switch typ & 0xff {
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		if w.foreign != nil && familyName(b[0]) != "" {
+			w.foreign()
+		}
 	}
 	return ""
 }

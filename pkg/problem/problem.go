@@ -123,4 +123,19 @@ const (
 	WLease        Code = "W209" // a lease of another server's cannot be used
 	WBootLoop     Code = "W210" // iPXE is booted, and nothing says what iPXE boots
 	WNoPool       Code = "W211" // the network's IPv6 pool has no prefix yet
+
+	// What package doctor finds of the host's other programs and settings.
+	WDocker    Code = "W301" // Docker's rules drop what guests send or are sent
+	WUFW       Code = "W302" // ufw's rules do
+	WFirewalld Code = "W303" // firewalld's rules do
+	WForward   Code = "W304" // another forward chain does
+	WLegacy    Code = "W305" // legacy iptables has a filter table, which is not read
+	WBridgeNF  Code = "W306" // bridged frames go through those chains, too
+	WNetworkd  Code = "W307" // systemd-networkd removes routes and rules, or manages our links
+	WManager   Code = "W308" // NetworkManager manages our links
+	WRPFilter  Code = "W309" // a strict rp_filter on an uplink
+	WAcceptRA  Code = "W310" // the host will lose its default route from router advertisements
+	WDefaults  Code = "W311" // there is a second default route
+	WNoForward Code = "W312" // forwarding is off
+	WCoexist   Code = "W313" // what coexist asks for cannot be done
 )

@@ -72,12 +72,18 @@ type Loop struct {
 	// Announce tells the neighbours on an uplink of addresses that the host has
 	// begun to answer for there; it may take seconds, and may be nil.
 	Announce func(ctx context.Context, link string, addrs []netip.Addr) error
-	Spool    *spool.Spool
-	Config   config.Config // the first; SetConfig changes it
-	Now      func() time.Time
-	Log      logrus.FieldLogger
-	Version  string
-	Host     string
+	// Neighbours are the warnings of what else on the host keeps guests offline; may
+	// be nil.
+	Neighbours func() problem.List
+	// Writers are the other programs that have changed our table since it was asked
+	// last; may be nil.
+	Writers func() []kernel.Writer
+	Spool   *spool.Spool
+	Config  config.Config // the first; SetConfig changes it
+	Now     func() time.Time
+	Log     logrus.FieldLogger
+	Version string
+	Host    string
 
 	once sync.Once
 	wake chan struct{}
@@ -98,6 +104,7 @@ type Loop struct {
 	since    map[uuid.UUID]time.Time
 	watching map[uuid.UUID]watch
 	repairs  []time.Time
+	culprits []kernel.Writer     // in those repairs
 	wanted   state.State         // of the last pass
 	waiting  bool                // for a list that is newer than a VM's end
 	warned   map[string]struct{} // problems that have been logged

@@ -13,6 +13,7 @@ import (
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/pkg/intent"
+	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
@@ -99,23 +100,64 @@ func (l *Loop) noteProblems(p *pass) {
 // noteRepairs counts passes that changed the kernel though what is wanted had
 // not changed.
 func (l *Loop) noteRepairs(p *pass, reasons []string) {
+	var writers []kernel.Writer
+	if l.Writers != nil {
+		writers = l.Writers()
+	}
 	if p.writes == 0 || !p.repair {
 		return
 	}
 	now := l.Now()
 	l.repairs = slices.DeleteFunc(l.repairs, func(t time.Time) bool { return now.Sub(t) > fightWindow })
+	if len(l.repairs) == 0 {
+		l.culprits = nil
+	}
 	l.repairs = append(l.repairs, now)
+	l.culprits = append(l.culprits, writers...)
+	if n := len(l.culprits) - maxCulprits; n > 0 {
+		l.culprits = l.culprits[n:]
+	}
 	if len(l.repairs) == fightCount {
-		l.Log.Warnf("another program keeps changing what slash32 set up: %d repairs in %v, the last one after %s: %s. Fix: find it (ip monitor, nft monitor) and keep it from objects of protocol 32 and table inet slash32",
-			fightCount, fightWindow, strings.Join(reasons, ", "), summary(p.changes))
+		l.Log.Warnf("%s keeps changing what slash32 set up: %d repairs in %v, the last one after %s: %s. Fix: %skeep it from objects of protocol 32 and table inet slash32",
+			blamed(l.culprits), fightCount, fightWindow, strings.Join(reasons, ", "), summary(p.changes), search(l.culprits))
 	}
 	if len(l.repairs) > fightCount {
 		l.repairs = l.repairs[1:]
 	}
 }
 
+// maxCulprits bounds what is kept of who changed the table.
+const maxCulprits = 64
+
+// blamed names the programs that changed the table, the busiest first, each with the
+// process that did it last.
+func blamed(ws []kernel.Writer) string {
+	count, last := map[string]int{}, map[string]int{}
+	for _, w := range ws {
+		count[w.Program]++
+		last[w.Program] = w.PID
+	}
+	names := slices.SortedFunc(maps.Keys(count), func(a, b string) int { return cmp.Or(count[b]-count[a], cmp.Compare(a, b)) })
+	var words []string
+	for _, n := range names[:min(len(names), 3)] {
+		words = append(words, fmt.Sprintf("%s (last as process %d)", problem.Quote(n), last[n]))
+	}
+	return cmp.Or(strings.Join(words, ", "), "another program")
+}
+
+// search is how to find who the kernel does not name.
+func search(ws []kernel.Writer) string {
+	if len(ws) > 0 {
+		return ""
+	}
+	return "find it (ip monitor, nft monitor) and "
+}
+
 // warn finds what keeps VMs offline though everything of ours is in place.
 func (p *pass) warn(have state.State) {
+	if p.Neighbours != nil {
+		p.warnings = append(p.warnings, p.Neighbours()...)
+	}
 	masquerade := false
 	for _, v := range p.vms {
 		for _, n := range v.intent.NICs {
