@@ -9,6 +9,9 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/slash32
 UNITDIR = $(PREFIX)/lib/systemd/system
 HOOKDIR = /etc/libvirt/hooks/qemu.d
+NFTDIR = $(UNITDIR)/nftables.service.d
+NETWORKDDIR = $(PREFIX)/lib/systemd
+NMDIR = /etc/NetworkManager
 
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -66,6 +69,16 @@ install: ## install below PREFIX (/usr/local); with DESTDIR nothing is started o
 	install -D -m 0644 packaging/sysusers.d/slash32.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/slash32.conf
 	install -D -m 0644 packaging/tmpfiles.d/slash32.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/slash32.conf
 	install -D -m 0644 packaging/rt_protos.d/slash32.conf $(DESTDIR)/etc/iproute2/rt_protos.d/slash32.conf
+	install -d $(DESTDIR)$(NFTDIR)
+	sed 's,@BINDIR@,$(BINDIR),g' packaging/systemd/nftables.service.d/slash32.conf >$(DESTDIR)$(NFTDIR)/slash32.conf
+	chmod 0644 $(DESTDIR)$(NFTDIR)/slash32.conf
+	if [ -n "$(DESTDIR)" ] || [ -e /lib/systemd/systemd-networkd ]; then \
+		install -D -m 0644 packaging/networkd/10-slash32.conf $(DESTDIR)$(NETWORKDDIR)/networkd.conf.d/10-slash32.conf; \
+		install -D -m 0644 packaging/networkd/05-slash32.network $(DESTDIR)$(NETWORKDDIR)/network/05-slash32.network; \
+	fi
+	if [ -n "$(DESTDIR)" ] || [ -d $(NMDIR) ]; then \
+		install -D -m 0644 packaging/NetworkManager/conf.d/slash32.conf $(DESTDIR)$(NMDIR)/conf.d/slash32.conf; \
+	fi
 	install -D -m 0644 packaging/slash32.yaml $(DESTDIR)$(DOCDIR)/slash32.yaml
 	install -D -m 0644 packaging/bird/slash32.conf $(DESTDIR)$(DOCDIR)/bird/slash32.conf
 	install -D -m 0644 packaging/frr/frr.conf $(DESTDIR)$(DOCDIR)/frr/frr.conf
@@ -88,9 +101,11 @@ endif
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/slash32.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/slash32.conf
 	rm -f $(DESTDIR)/etc/iproute2/rt_protos.d/slash32.conf
+	rm -f $(DESTDIR)$(NFTDIR)/slash32.conf $(DESTDIR)$(NMDIR)/conf.d/slash32.conf
+	rm -f $(DESTDIR)$(NETWORKDDIR)/networkd.conf.d/10-slash32.conf $(DESTDIR)$(NETWORKDDIR)/network/05-slash32.network
 	for m in $(notdir $(MANPAGES)); do rm -f $(DESTDIR)$(MANDIR)/man$${m##*.}/$$m; done
 	for d in $(HOOKDIR) /etc/slash32/conf.d /etc/slash32/domains.d /etc/slash32 /var/lib/slash32/leases /var/lib/slash32 \
-		/etc/iproute2/rt_protos.d $(UNITDIR) $(dir $(UNITDIR)) $(PREFIX)/lib/sysusers.d $(PREFIX)/lib/tmpfiles.d \
+		/etc/iproute2/rt_protos.d $(NFTDIR) $(NETWORKDDIR)/networkd.conf.d $(NETWORKDDIR)/network $(UNITDIR) $(dir $(UNITDIR)) $(PREFIX)/lib/sysusers.d $(PREFIX)/lib/tmpfiles.d \
 		$(addprefix $(MANDIR)/man,1 5 7 8) $(dir $(DOCDIR)) $(PREFIX)/libexec; do \
 		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \
 	done

@@ -12,6 +12,7 @@ clients=(isc-dhcp-client udhcpc ndisc6 socat jq strace systemd-container bird2 k
 	network-manager dbus-daemon dracut-core dracut-network iputils-arping wide-dhcpv6-client)
 servers=(isc-dhcp-server kea-dhcp4-server kea-dhcp6-server kea-admin)
 routing=(bird2 frr)
+firewalls=(iptables ufw firewalld)
 firmware=(ovmf ipxe dnsmasq-base)
 peers=(isc-dhcp-server dnsmasq-base)
 
@@ -19,10 +20,10 @@ declare -A wanted=()
 for set in "${@:-all}"; do
 	case $set in
 	demo) names=("${lab[@]}" "${build[@]}") ;;
-	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${routing[@]}") ;;
+	test) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${routing[@]}" "${firewalls[@]}") ;;
 	clients) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}") ;;
 	bench) names=("${lab[@]}" "${build[@]}" "${firmware[@]}" "${peers[@]}") ;;
-	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${routing[@]}" "${peers[@]}") ;;
+	all) names=("${lab[@]}" "${build[@]}" "${clients[@]}" "${servers[@]}" "${firmware[@]}" "${routing[@]}" "${firewalls[@]}" "${peers[@]}") ;;
 	*)
 		echo "setup: no set \"$set\"; there are demo, test, clients and bench" >&2
 		exit 2

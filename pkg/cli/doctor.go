@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
@@ -64,6 +65,9 @@ func (c *command) doctor(ctx context.Context, _ []string) error {
 
 // sync has the agent look at once.
 func (c *command) sync(ctx context.Context, _ []string) error {
+	const limit = 30 * time.Second // whoever calls this waits for it
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	_, err := c.ask(ctx, control.Request{Op: "sync"})
 	return err
 }

@@ -56,7 +56,7 @@ func TestExamine(t *testing.T) {
 		{"healthy", func(*doctor.Facts) {}, ""},
 		{"docker", func(f *doctor.Facts) { f.Rules.Chains = docker },
 			`offline W301 Docker: the policy of chain FORWARD in table ip filter drops what guests send, the replies to guests and new connections to guests (web1); what table inet slash32 accepts is still asked of every other table. Fix: write coexist: {docker: manage} in slash32.yaml, or run: iptables -I DOCKER-USER -m devgroup --src-group 32 -j ACCEPT; iptables -I DOCKER-USER -m devgroup --dst-group 32 -j ACCEPT
-note W306 net.bridge.bridge-nf-call-iptables is 1: frames that a bridge of yours carries between its own ports are dropped by the same chains; slash32's bridges have one port. Fix: sysctl -w net.bridge.bridge-nf-call-iptables=0, if nothing on this host filters bridged frames by iptables
+note W306 br_netfilter filters (net.bridge.bridge-nf-call-iptables): frames that a bridge of yours carries between its own ports are dropped by the same chains; slash32's bridges have one port. Fix: sysctl -w net.bridge.bridge-nf-call-iptables=0, if nothing on this host filters bridged frames by iptables
 `},
 		{"docker is ignored", func(f *doctor.Facts) { f.Rules.Chains, f.Coexist.Docker = docker, config.Ignore }, ""},
 		{"docker opened", func(f *doctor.Facts) {

@@ -59,6 +59,8 @@ func packet(g Guest, uplink string, six bool, w way) firewall.Packet {
 	}
 	if w == reply {
 		p[firewall.CTState] = number(established)
+	} else {
+		p[firewall.CTStatus] = number(0) // new, and not to a forwarded port
 	}
 	p[guest[0]], p[guest[1]], p[other[0]], p[other[1]] = name(g.Bridge), number(marks.LinkGroup), name(uplink), number(0)
 	if addr.IsValid() {
@@ -238,7 +240,9 @@ func (f Facts) remedy(kind firewallKind, c firewall.Chain, mode string) string {
 		}
 		cmds = append(cmds,
 			"firewall-cmd --permanent --new-policy slash32",
-			"firewall-cmd --permanent --policy slash32 --add-ingress-zone ANY --add-egress-zone trusted --set-target ACCEPT",
+			"firewall-cmd --permanent --policy slash32 --add-ingress-zone ANY",
+			"firewall-cmd --permanent --policy slash32 --add-egress-zone trusted",
+			"firewall-cmd --permanent --policy slash32 --set-target ACCEPT",
 			"firewall-cmd --reload")
 	default:
 		if c.Table == "filter" && c.Name == "FORWARD" && c.Family != "inet" {

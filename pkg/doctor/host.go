@@ -35,7 +35,7 @@ func (f Facts) bridged() []Finding {
 	if len(on) == 0 || len(f.firewalls()) == 0 {
 		return nil
 	}
-	return finding(problem.WBridgeNF, Note, join(on)+" is 1: frames that a bridge of yours carries between its own ports are dropped by the same chains; slash32's bridges have one port",
+	return finding(problem.WBridgeNF, Note, "br_netfilter filters ("+join(on)+"): frames that a bridge of yours carries between its own ports are dropped by the same chains; slash32's bridges have one port",
 		"sysctl -w "+on[0]+"=0, if nothing on this host filters bridged frames by iptables")
 }
 

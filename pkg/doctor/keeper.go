@@ -16,6 +16,7 @@ import (
 const (
 	calm    = 100 * time.Millisecond // what happens within it is looked at once
 	spacing = 5 * time.Second        // between looks, however much happens
+	eager   = time.Second            // the same where coexist says manage: guests wait for it
 	period  = time.Minute            // between looks when nothing happens
 	look    = 30 * time.Second       // that one may take
 )
@@ -76,7 +77,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		k.look(ctx)
 		// The first change after a quiet time is looked at soon, the next not before
 		// spacing is over.
-		next := time.Now().Add(spacing)
+		next := time.Now().Add(k.spacing())
 		timer.Reset(period)
 		select {
 		case <-ctx.Done():
@@ -87,6 +88,15 @@ func (k *Keeper) Run(ctx context.Context) error {
 			timer.Reset(max(calm, time.Until(next)))
 		}
 	}
+}
+
+func (k *Keeper) spacing() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if c := k.config.Coexist; c.Docker == config.Manage || c.UFW == config.Manage || c.Firewalld == config.Manage {
+		return eager
+	}
+	return spacing
 }
 
 // look examines once.

@@ -69,6 +69,7 @@ const (
 	NFProto
 	L4Proto
 	CTState
+	CTStatus
 	Source
 	Destination
 	Bridged // one byte, 1 for a frame that is bridged and not routed
@@ -132,12 +133,9 @@ type walker struct {
 	lost   bool // the walk was given up
 }
 
-func (w *walker) drop(by string) {
-	if !w.fate.Dropped {
-		w.fate.By = by
-	}
-	w.fate.Dropped = true
-}
+// drop notes the last place: those before it were only possible, since the walk went
+// on.
+func (w *walker) drop(by string) { w.fate.Dropped, w.fate.By = true, by }
 
 // walk tells whether the packet may come out at the end of the chain.
 func (w *walker) walk(name string, depth int) (through bool) {

@@ -428,8 +428,11 @@ func (p *ruleParser) load(name string, n map[uint16]uint32) {
 		}
 	case "ct":
 		dst = n[unix.NFTA_CT_DREG]
-		if n[unix.NFTA_CT_KEY] == unix.NFT_CT_STATE {
+		switch n[unix.NFTA_CT_KEY] {
+		case unix.NFT_CT_STATE:
 			r = register{field: firewall.CTState, size: 4}
+		case unix.NFT_CT_STATUS:
+			r = register{field: firewall.CTStatus, size: 4}
 		}
 	case "payload":
 		dst = n[unix.NFTA_PAYLOAD_DREG]

@@ -104,7 +104,7 @@ func TestUFW(t *testing.T) {
 		start:  func(l *lab) { l.host.do("ufw --force enable") },
 		reload: func(l *lab) { l.host.do("ufw reload") },
 		reset: func(l *lab) {
-			l.host.do("ufw --force delete route allow in on s32-+; ufw --force delete route allow out on s32-+")
+			l.host.do("ufw route delete allow in on s32-+; ufw route delete allow out on s32-+")
 		},
 		rules: 4,
 		clean: func(l *lab) string { return l.host.do("iptables -S; ip6tables -S; ufw status") },

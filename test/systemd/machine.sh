@@ -24,7 +24,7 @@ tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
 # What this machine may have installed and the test does not need.
 for unit in apt-daily{,-upgrade}.timer e2scrub_all.timer e2scrub_reap.service man-db.timer fstrim.timer logrotate.timer \
 	getty.target systemd-timesyncd.service postgresql.service bird.service frr.service isc-dhcp-server.service \
-	kea-dhcp4-server.service dnsmasq.service libvirt-guests.service networking.service; do
+	kea-dhcp4-server.service kea-dhcp6-server.service dnsmasq.service ufw.service firewalld.service libvirt-guests.service networking.service; do
 	ln -sfn /dev/null "$root/etc/systemd/system/$unit"
 done
 rm -rf "$root/etc/slash32" "$root/var/lib/slash32" "$root"/etc/libvirt/{hooks,qemu/*.xml,qemu/autostart,qemu/networks/autostart} "$root/var/lib/libvirt/qemu/save"
