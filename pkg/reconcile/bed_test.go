@@ -21,6 +21,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/kernel"
+	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/reconcile"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
@@ -44,10 +45,11 @@ type bed struct {
 
 	prefixes []userhook.Prefix // that the user's program was told of last
 
-	mu       sync.Mutex
-	now      time.Duration // what the test's clock is ahead
-	upstream spool.Given   // what the router on up0 gives
-	settled  bool
+	mu         sync.Mutex
+	now        time.Duration // what the test's clock is ahead
+	upstream   spool.Given   // what the router on up0 gives
+	neighbours problem.List  // what is wrong with the host otherwise
+	settled    bool
 }
 
 // faulty is the real kernel whose writes can be made to fail.
@@ -224,6 +226,11 @@ func newBed(t *testing.T) *bed {
 // agent starts a loop without memory, as a new process would be.
 func (b *bed) agent(log logrus.FieldLogger) {
 	b.loop = &reconcile.Loop{
+		Writers: b.kernel.Writers, Neighbours: func() problem.List {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.neighbours
+		},
 		Kernel: b.kernel, Virt: b.virt, Spool: b.spool, Config: b.config, Log: log,
 		Launcher: func(string) reconcile.Launcher { return b.resp },
 		Reload:   func(context.Context, string) error { return nil },
