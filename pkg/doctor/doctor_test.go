@@ -93,8 +93,8 @@ note W306 br_netfilter filters (net.bridge.bridge-nf-call-iptables): frames that
 		}, "risk W307 systemd-networkd has ManageForeignRoutingPolicyRules on: whenever it starts or reconfigures a link it removes policy rules, and routes on links that it manages; the agent puts them back. Fix: write [Network], ManageForeignRoutes=no and ManageForeignRoutingPolicyRules=no to /etc/systemd/networkd.conf.d/10-slash32.conf, and systemctl restart systemd-networkd\n" +
 			"risk W307 systemd-networkd manages s32-web1: it removes addresses and routes of slash32's there. Fix: write [Match], MACAddress=02:73:6c:33:32:01, [Link] and Unmanaged=yes to /etc/systemd/network/05-slash32.network, and networkctl reload\n"},
 		{"networkd does not run", func(f *doctor.Facts) { f.Networkd = doctor.Networkd{ForeignRules: true} }, ""},
-		{"NetworkManager", func(f *doctor.Facts) { f.Manager = []string{"vnet0"} },
-			"risk W308 NetworkManager manages vnet0: it may take a tap out of its bridge or addresses off it. Fix: write [keyfile] and unmanaged-devices+=mac:02:73:6c:33:32:01;interface-name:vnet* to /etc/NetworkManager/conf.d/slash32.conf, and nmcli general reload\n"},
+		{"NetworkManager", func(f *doctor.Facts) { f.Manager = []string{"vnet0", "lan9"} },
+			"risk W308 NetworkManager manages vnet0 and lan9: it may take a tap out of its bridge or addresses off it. Fix: write [keyfile] and unmanaged-devices+=interface-name:s32-*;interface-name:vnet*;interface-name:lan9 to /etc/NetworkManager/conf.d/slash32.conf, and nmcli general reload\n"},
 		{"strict uplink", func(f *doctor.Facts) { f.Uplinks = []string{"bond0"} },
 			"offline W309 rp_filter is strict on uplink bond0, and the host's default route is not by it: what comes from the Internet there is dropped. Fix: sysctl -w net.ipv4.conf.bond0.rp_filter=2\n"},
 		{"loose uplink", func(f *doctor.Facts) {

@@ -67,8 +67,14 @@ func (f Facts) manager() []Finding {
 	if len(f.Manager) == 0 {
 		return nil
 	}
+	names := []string{"interface-name:s32-*", "interface-name:vnet*"} // as the shipped file has it
+	for _, name := range f.Manager {
+		if !strings.HasPrefix(name, "s32-") && !strings.HasPrefix(name, "vnet") {
+			names = append(names, "interface-name:"+name)
+		}
+	}
 	return finding(problem.WManager, Risk, "NetworkManager manages "+join(f.Manager)+": it may take a tap out of its bridge or addresses off it",
-		"write [keyfile] and unmanaged-devices+=mac:02:73:6c:33:32:01;interface-name:vnet* to /etc/NetworkManager/conf.d/slash32.conf, and nmcli general reload")
+		"write [keyfile] and unmanaged-devices+="+strings.Join(names, ";")+" to /etc/NetworkManager/conf.d/slash32.conf, and nmcli general reload")
 }
 
 // reversePath: a strict filter drops what comes by another way than the one to its

@@ -111,24 +111,12 @@ func TestUFW(t *testing.T) {
 	}.tell(t)
 }
 
-// bus lets whoever is in the namespace do anything.
-const bus = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path=/run/dbus/system_bus_socket</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow send_type="method_call"/><allow receive_sender="*"/></policy>
-</busconfig>
-`
-
 func TestFirewalld(t *testing.T) {
 	story{
 		code: "W303", says: []string{"firewalld: chain filter_", "in table inet firewalld", "(web1)"},
 		drops: []string{"out, IPv4", "out, IPv6", "in, IPv4", "in, IPv6"},
 		start: func(l *lab) {
-			l.host.do("mkdir -p /run/dbus; cat >/run/dbus/conf <<-'END'\n" + bus + "END")
-			l.host.daemon("dbus-daemon --config-file=/run/dbus/conf --nofork --nopidfile")
-			wait.For(t, limit, "the bus", func() bool { _, err := l.host.try("test -S /run/dbus/system_bus_socket"); return err == nil })
+			l.bus()
 			l.host.daemon("firewalld --nofork --nopid")
 			wait.For(t, limit, "firewalld", func() bool {
 				out, err := l.host.try("firewall-cmd --state")
