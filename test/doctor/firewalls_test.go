@@ -1,6 +1,7 @@
 package doctor_test
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -95,6 +96,23 @@ func TestDocker(t *testing.T) {
 		drops: []string{"out, IPv4", "out, IPv6", "in, IPv4", "in, IPv6"},
 		start: load, reload: again, reset: again, rules: 4, clean: iptables,
 	}.tell(t)
+}
+
+// TestUninstall: the agent's rules in other programs' chains go with it.
+func TestUninstall(t *testing.T) {
+	l := newLab(t)
+	l.host.do("iptables-nft-restore --noflush <<-'END'\n" + docker + "END\nnft add table inet firewalld; nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy drop; }'")
+	before := l.host.do("iptables -S; nft list table inet firewalld")
+	l.configure("manage")
+	wait.For(t, limit, "the agent's rules", func() bool { return l.mine() == 4 })
+	script, err := filepath.Abs("../../packaging/deactivate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.host.do("kill $(pidof slash32d); while pidof slash32d; do :; done; FORCE=1 " + script)
+	if after := l.host.do("iptables -S; nft list table inet firewalld"); after != before {
+		t.Errorf("there was\n%sand is\n%s", before, after)
+	}
 }
 
 func TestUFW(t *testing.T) {

@@ -78,6 +78,7 @@ func TestInstalled(t *testing.T) {
 		{"VM starts", startVM},
 		{"responder is confined", responder},
 		{"restarts do not disturb the guest", restarts},
+		{"nftables.service flushes", flushed},
 		{"a wiped run directory is made again", wiped},
 		{"responder comes back", revival},
 		{"VM stops", stopVM},
@@ -354,6 +355,29 @@ func restarts(t *testing.T, m *machine) {
 	}
 	if got := m.properties(t, unitOf(web), "MainPID")["MainPID"]; got != resp {
 		t.Errorf("the responder was process %s and is %s", resp, got)
+	}
+}
+
+// flushed holds that systemctl returns, whatever it does with nftables.service, when the
+// VM's guard stands again.
+func flushed(t *testing.T, m *machine) {
+	for _, verb := range []string{"start", "reload", "restart", "stop"} {
+		m.do(t, "systemctl", verb, "nftables")
+		if out := m.do(t, "nft", "list", "set", "inet", "slash32", "guard4"); !strings.Contains(out, addr) {
+			t.Errorf("after %s:\n%s", verb, out)
+		}
+		m.do(t, "ping", "-c1", "-W5", addr)
+	}
+	if out := m.do(t, "journalctl", "-u", "nftables"); strings.Contains(out, "slash32:") {
+		t.Errorf("sync complains:\n%s", out)
+	}
+	// The agent, in its sandbox, looks at what else there is.
+	out, err := m.exec(t.Context(), "slash32", "doctor")
+	if err != nil {
+		t.Errorf("doctor: %v\n%s", err, out)
+	}
+	if out := m.do(t, "journalctl", "-u", "slash32d"); strings.Contains(out, "look for what keeps guests offline") {
+		t.Errorf("the agent cannot look:\n%s", out)
 	}
 }
 
