@@ -298,3 +298,19 @@ func TestShare(t *testing.T) {
 		t.Error(a)
 	}
 }
+
+func TestCoexist(t *testing.T) {
+	c, ps := config.Parse("f", []byte("coexist: {docker: manage, firewalld: ignore}\n"))
+	if want := (config.Coexist{Docker: config.Manage, UFW: config.Warn, Firewalld: config.Ignore}); len(ps) > 0 || c.Coexist != want {
+		t.Errorf("%+v, %v", c.Coexist, ps)
+	}
+	for text, want := range map[string]string{
+		"coexist: manage\n":           "coexist holds a value where keys are expected",
+		"coexist: {dokcer: manage}\n": `unknown key "dokcer" in coexist. Fix: did you mean "docker"?`,
+		"coexist: {ufw: managed}\n":   `coexist.ufw: "managed" is not known. Fix: did you mean "manage"?`,
+	} {
+		if _, ps := config.Parse("f", []byte(text)); len(ps) != 1 || !strings.Contains(ps.Error(), want) {
+			t.Errorf("%s: %v", text, ps)
+		}
+	}
+}

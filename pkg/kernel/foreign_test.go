@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"context"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -280,5 +281,26 @@ func TestWatchOthers(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// BenchmarkForwarding reads and follows rules of others, of which there are n.
+func BenchmarkForwarding(b *testing.B) {
+	for _, n := range []int{100, 1000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			inNamespace(b)
+			k := open(b)
+			var rules strings.Builder
+			rules.WriteString("*filter\n:FORWARD DROP [0:0]\n:S - [0:0]\n-A FORWARD -j S\n")
+			for i := range n {
+				fmt.Fprintf(&rules, "-A S -d 10.%d.%d.1/32 -p tcp -m tcp --dport 80 -m comment --comment service -j ACCEPT\n", i>>8, i&255)
+			}
+			rules.WriteString("COMMIT\n")
+			restore(b, "iptables-nft-restore", rules.String())
+			p := forwarded("s32-a", "eth0", new_)
+			for b.Loop() {
+				fates(b, k, p)
+			}
+		})
 	}
 }
