@@ -57,7 +57,7 @@ func examine(ctx context.Context, s control.Status, c config.Config) ([]cli.Find
 	return found, nil
 }
 
-func facts(ctx context.Context) (plan.Facts, error) {
+func facts(ctx context.Context, links ...string) (plan.Facts, error) {
 	log := logrus.New()
 	log.SetOutput(io.Discard) // the error says it
 	k, err := kernel.New(log)
@@ -65,5 +65,5 @@ func facts(ctx context.Context) (plan.Facts, error) {
 		return plan.Facts{}, err
 	}
 	defer k.Close()
-	return k.Facts(ctx)
+	return k.Facts(ctx, links...)
 }

@@ -209,7 +209,7 @@ func (c *command) plan(ctx context.Context, args []string) error {
 	case !r.Annotated:
 		return fail(ExitError, "%s is not annotated: slash32 leaves it alone. Fix: see slash32-annotation(7)", oneLine(r.Domain.Name))
 	}
-	facts, err := c.Facts(ctx)
+	facts, err := c.Facts(ctx, plan.Interfaces(conf)...)
 	if err != nil {
 		return fail(ExitError, "read the host's uplinks and resolvers: %w", err)
 	}

@@ -40,8 +40,8 @@ type Env struct {
 	Now            func() time.Time
 	// Call asks the agent.
 	Call func(context.Context, control.Request) (control.Reply, error)
-	// Facts reads what planning needs of the host.
-	Facts func(context.Context) (plan.Facts, error)
+	// Facts reads what planning needs of the host and of the named interfaces.
+	Facts func(context.Context, ...string) (plan.Facts, error)
 	// Doctor examines what else of the host keeps guests offline.
 	Doctor func(context.Context, control.Status, config.Config) ([]Finding, error)
 }

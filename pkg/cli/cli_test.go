@@ -61,7 +61,7 @@ func slash32() {
 			}
 			return reply, nil
 		},
-		Facts: func(context.Context) (plan.Facts, error) {
+		Facts: func(context.Context, ...string) (plan.Facts, error) {
 			if os.Getenv("NOFACTS") != "" {
 				return plan.Facts{}, errors.New("open netlink: operation not permitted")
 			}

@@ -27,6 +27,9 @@ const (
 	MaxV6Only = 24 * time.Hour
 	MaxRelays = 4
 
+	MaxSubnets = 16 // of a network
+	MaxAddrs   = 8  // of this host in it
+
 	// A classic lease's prefix has room for a network address, a gateway, the
 	// guest and a broadcast address, and is no more of the Internet than needed.
 	MinClassic = 8

@@ -46,7 +46,7 @@ func (r Reader) Load(dir string) (Config, problem.List) {
 			ps = append(ps, r.merge(&c, file, b)...)
 		}
 	}
-	return c, ps
+	return c, append(ps, c.topology(filepath.Join(dir, "slash32.yaml"))...)
 }
 
 // files lists the files in a directory whose names end in suffix, sorted; a

@@ -20,7 +20,7 @@ const maxProblems = 32
 var (
 	topKeys     = []string{"networks", "forwarding", "launch", "libvirt", "hooks", "coexist"}
 	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait",
-		"client", "classic", "decline", "ipv6_only", "portal", "relay", "ipv6_pool", "pref64", "aftr", "proxy_ndp"}
+		"client", "classic", "decline", "ipv6_only", "portal", "relay", "ipv6_pool", "pref64", "aftr", "proxy_ndp", "proxy_arp", "router4", "router6", "subnets", "downlink", "addresses"}
 	poolKeys  = []string{"upstream", "length_hint"}
 	relayKeys = []string{"servers", "link4", "link6", "source4"}
 )
@@ -32,7 +32,8 @@ func Parse(file string, b []byte) (Config, problem.List) { return Reader{}.Parse
 // Parse is the function of the same name, with the reader's table names.
 func (r Reader) Parse(file string, b []byte) (Config, problem.List) {
 	c := Default()
-	return c, r.merge(&c, file, b)
+	ps := r.merge(&c, file, b)
+	return c, append(ps, c.topology(file)...)
 }
 
 // merge reads one file over what c holds already.
@@ -233,6 +234,18 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 		p.aftr(e, &n.AFTR)
 	case "proxy_ndp":
 		p.boolean(e, &n.ProxyNDP)
+	case "proxy_arp":
+		p.boolean(e, &n.ProxyARP)
+	case "router4":
+		p.router(e, &n.Router4, netip.IPv4Unspecified())
+	case "router6":
+		p.router(e, &n.Router6, netip.IPv6Unspecified())
+	case "subnets":
+		p.subnets(e, &n.Subnets)
+	case "downlink":
+		p.downlink(e, &n.Downlink)
+	case "addresses":
+		p.addresses(e, &n.Addrs, MaxAddrs, reserved, "is not an address that this host can have there")
 	default:
 		p.unknown(e, networkKeys)
 	}
@@ -335,7 +348,7 @@ func (p *parser) table(e yamltree.Entry, to *Table) {
 		return
 	}
 	if v == "auto" {
-		p.add(problem.EUnsupported, e.Line, p.key("table")+": this version does not allocate routing tables", "write main, a number or a name from rt_tables")
+		*to = TableAuto
 		return
 	}
 	t := TableMain
@@ -343,13 +356,13 @@ func (p *parser) table(e yamltree.Entry, to *Table) {
 		t = Table(n)
 	} else if v != "main" {
 		if t, ok = p.tables(v); !ok {
-			p.bad(e, v, "is not a routing table", "write a number, or name it in /etc/iproute2/rt_tables")
+			p.bad(e, v, "is not a routing table", "write auto or a number, or name it in /etc/iproute2/rt_tables")
 			return
 		}
 	}
 	switch t {
-	case 0, 253, 255: // RT_TABLE_UNSPEC, _DEFAULT, _LOCAL
-		p.bad(e, v, "is a routing table of the kernel's own", "write main or another number, like 90")
+	case 0, 253, 255, TableAuto: // RT_TABLE_UNSPEC, _DEFAULT, _LOCAL, _MAX
+		p.bad(e, v, "is not a routing table for routes to VMs", "write main, auto, or another number, like 90")
 		return
 	}
 	*to = t

@@ -23,6 +23,11 @@ type Network struct {
 	Name     string
 	Uplink   string // an interface's name, or "auto": that of the default route
 	Table    Table
+	Router4  netip.Addr // next hop of the table's default route; not valid: that of main's over the uplink; unspecified: the table gets none
+	Router6  netip.Addr
+	Subnets  []netip.Prefix // of the network, on the link of Downlink, or without one of Uplink
+	Downlink string         // the interface towards other hosts' guests, when that is not the uplink; "": the uplink
+	Addrs    []netip.Addr   // of this host on that link
 	Gateway4 netip.Addr
 	Gateway6 netip.Addr   // link-local
 	DNS      []netip.Addr // nil: the host's upstream resolvers
@@ -50,7 +55,8 @@ type Network struct {
 	Pool6    Pool6
 	PREF64   netip.Prefix // of the network's NAT64 (RFC 8781); not valid: none
 	AFTR     string       // name of the DS-Lite tunnel's far end (RFC 6334); "": none
-	ProxyNDP bool         // answer Neighbour Solicitations on the uplink for guests' addresses
+	ProxyNDP bool         // answer Neighbour Solicitations for guests' addresses on the link of Subnets
+	ProxyARP bool         // the same for ARP
 }
 
 // Coexist says what is done about other firewalls that keep guests offline: Manage,
@@ -103,5 +109,10 @@ const (
 // Table is a routing table. Main is 254.
 type Table uint32
 
-// TableMain is the main routing table (RT_TABLE_MAIN).
-const TableMain Table = 254
+const (
+	// TableMain is the main routing table (RT_TABLE_MAIN).
+	TableMain Table = 254
+	// TableAuto stands for one that is allocated and kept: package spool puts it in
+	// its place.
+	TableAuto Table = 1<<32 - 1
+)

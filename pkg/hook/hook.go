@@ -29,7 +29,7 @@ import (
 type Kernel interface {
 	Read(context.Context, state.Scope) (state.State, error)
 	Apply(context.Context, []state.Change) (int, error)
-	Facts(context.Context) (plan.Facts, error)
+	Facts(context.Context, ...string) (plan.Facts, error)
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
 	RouteOwner(context.Context, netip.Prefix) (string, error)
 	HostRoute(ctx context.Context, a netip.Addr, table uint32) (kernel.HostRoute, bool, error)

@@ -80,7 +80,7 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 	if ps := o.conflicts(ctx, vm, c); len(ps) > 0 {
 		return ps
 	}
-	facts, err := o.kernel.Facts(ctx)
+	facts, err := o.kernel.Facts(ctx, plan.Interfaces(c)...)
 	if err != nil {
 		return o.failed("cannot read the host's network", err)
 	}
@@ -363,7 +363,7 @@ func (o *operation) redeclare(ctx context.Context, vm intent.VM, c config.Config
 	if err := o.openKernel(); err != nil {
 		return o.failed("cannot look after the running VM", err)
 	}
-	facts, err := o.kernel.Facts(ctx)
+	facts, err := o.kernel.Facts(ctx, plan.Interfaces(c)...)
 	if err != nil {
 		return o.failed("cannot read the host's network", err)
 	}

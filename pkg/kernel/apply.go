@@ -271,12 +271,18 @@ func (a *applier) addr(verb state.Verb, x state.Addr) (message, error) {
 	fixed[0], fixed[1] = family(x.Prefix.Addr()), byte(x.Prefix.Bits())
 	copy(fixed[4:], host32(index))
 	typ, flags := uint16(unix.RTM_NEWADDR), uint16(unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+	if !a.k.gatewayMAC(x.Link) {
+		flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL // or one of somebody else's became ours
+	}
 	if verb == state.Delete {
 		typ, flags = unix.RTM_DELADDR, 0
 	}
 	m := newMessage(typ, flags, fixed).
 		attr(unix.IFA_LOCAL, x.Prefix.Addr().AsSlice()).
 		attr(unix.IFA_ADDRESS, x.Prefix.Addr().AsSlice())
+	if verb != state.Delete {
+		m = m.u8(ifaProto, marks.RouteProtocol)
+	}
 	if verb != state.Delete && x.Prefix.Addr().Is6() {
 		m = m.u32(unix.IFA_FLAGS, unix.IFA_F_NODAD)
 	}
@@ -328,9 +334,10 @@ func (a *applier) route(verb state.Verb, r state.Route) (message, error) {
 	}
 	if verb == state.Delete {
 		fixed[6] = unix.RT_SCOPE_NOWHERE // any
-	} else if r.Via.IsLinkLocalUnicast() {
-		// The kernel tells of a bridge's new IPv6 address later than of the routes that
-		// follow it. BIRD would not take a next hop that it cannot see to be on the link.
+	} else if r.Via.IsValid() {
+		// The router of a link on which the host itself need have no address. And the kernel
+		// tells of a bridge's new IPv6 address later than of the routes that follow it: BIRD
+		// would not take a next hop that it cannot see to be on the link.
 		copy(fixed[8:], host32(unix.RTNH_F_ONLINK))
 	}
 	m := newMessage(typ, flags, fixed).
@@ -361,10 +368,15 @@ func ruleRequest(verb state.Verb, r state.Rule) message {
 	}
 	fixed := make([]byte, ruleLength)
 	fixed[0], fixed[7] = byte(r.Family), unix.FR_ACT_TO_TBL
+	if r.Unreachable {
+		fixed[7] = unix.FR_ACT_UNREACHABLE
+	}
 	m := newMessage(typ, flags, fixed).
 		u32(unix.FRA_PRIORITY, uint32(r.Priority)).
-		u32(unix.FRA_TABLE, r.Table).
 		u8(unix.FRA_PROTOCOL, marks.RouteProtocol)
+	if !r.Unreachable {
+		m = m.u32(unix.FRA_TABLE, r.Table)
+	}
 	if r.Mark != 0 {
 		m = m.u32(unix.FRA_FWMARK, r.Mark).u32(unix.FRA_FWMASK, marks.FwmarkMask)
 	}

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/slash32/slash32/pkg/kernel"
+	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/state"
 )
 
@@ -251,6 +254,11 @@ func TestScopedRead(t *testing.T) {
 	}
 	left := build(t, k, vms(2))
 	left.Rules = want.Rules // for the agent to sweep
+	for r := range want.Routes {
+		if want.Links[r.Link].Name == "" {
+			left.Routes[r] = struct{}{}
+		}
+	}
 	if diff := cmp.Diff(left.String(), read(t, k, want).String()); diff != "" {
 		t.Errorf("after the removal of one (-want +got):\n%s", diff)
 	}
@@ -345,6 +353,28 @@ func TestFacts(t *testing.T) {
 	if f.Uplink4 != "wan0" || f.Uplink6 != "lan0" || f.MTU["wan0"] != 1400 || f.MTU["lan0"] != 1500 || strings.Join(f.AcceptRA, ",") != "lan0" {
 		t.Errorf("facts %+v", f)
 	}
+	run(t, "ip address add 198.51.100.1/24 dev lan0")
+	run(t, "ip -6 address add 2001:db8:5::1/64 dev wan0 nodad")
+	run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.lan0.rp_filter=2")
+	run(t, "ip link add down0 type veth peer name down1")
+	if f, err = k.Facts(ctx, "down0", "missing", "lan0", "wan0"); err != nil {
+		t.Fatal(err)
+	}
+	links := map[string]plan.Link{
+		"down0": {RPFilter: 1},
+		"lan0":  {Up: true, RPFilter: 2, Addrs: netips("198.51.100.1/24"), Router6: plan.Router{Found: true, Via: netip.MustParseAddr("fe80::99")}},
+		"wan0": {
+			Up: true, RPFilter: 1, Addrs: netips("192.0.2.10/24 2001:db8:5::1/64"),
+			Router4: plan.Router{Found: true, Via: netip.MustParseAddr("192.0.2.1")}, Router6: plan.Router{Found: true, Via: netip.MustParseAddr("fe80::98")},
+		},
+	}
+	for name, l := range f.Links {
+		l.Addrs = slices.DeleteFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
+		f.Links[name] = l
+	}
+	if d := cmp.Diff(links, f.Links, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()); d != "" {
+		t.Errorf("links (-want +got):\n%s", d)
+	}
 	want := build(t, k, vms(1))
 	converge(t, k, want)
 	if got := want.Sysctls["net/ipv6/conf/lan0/accept_ra"]; got != "2" {
@@ -397,4 +427,12 @@ func TestErrors(t *testing.T) {
 	if n, err := k.Apply(ended, state.Diff(want, state.New())); n > 0 || !errors.Is(err, context.Canceled) {
 		t.Errorf("Apply after the end: %d writes, %v", n, err)
 	}
+}
+
+func netips(list string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range strings.Fields(list) {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
 }

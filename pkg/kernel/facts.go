@@ -25,17 +25,18 @@ const (
 	netconfIfindex = 1      // NETCONFA_IFINDEX
 )
 
-// Facts reads what planning needs to know of the host.
-func (k *Kernel) Facts(ctx context.Context) (plan.Facts, error) {
+// Facts reads what planning needs to know of the host and of the interfaces that
+// its networks name.
+func (k *Kernel) Facts(ctx context.Context, links ...string) (plan.Facts, error) {
 	f := plan.Facts{MTU: map[string]uint16{}}
 	f.Host, _ = os.Hostname() // without one, DHCP servers are not told it
 	_, ok := k.sysctls["net/ipv6/"]
 	f.NoIPv6 = !ok
 	var err error
-	if f.Uplink4, err = k.uplink(ctx, netip.AddrFrom4([4]byte{192, 0, 2, 1})); err != nil {
+	if f.Uplink4, err = k.uplink(ctx, anywhere4); err != nil {
 		return plan.Facts{}, fmt.Errorf("find the IPv4 uplink: %w", err)
 	}
-	if f.Uplink6, err = k.uplink(ctx, netip.AddrFrom16([16]byte{0: 0x3f, 1: 0xff, 15: 1})); err != nil {
+	if f.Uplink6, err = k.uplink(ctx, anywhere6); err != nil {
 		return plan.Facts{}, fmt.Errorf("find the IPv6 uplink: %w", err)
 	}
 	advertised, err := k.defaultRoutes(ctx, unix.AF_INET6, unix.RTPROT_RA)
@@ -47,6 +48,9 @@ func (k *Kernel) Facts(ctx context.Context) (plan.Facts, error) {
 	}
 	// The MTU of every interface that a network may name as its uplink.
 	if err := k.mtus(ctx, f.MTU); err != nil {
+		return plan.Facts{}, err
+	}
+	if f.Links, err = k.links(ctx, f, links); err != nil {
 		return plan.Facts{}, err
 	}
 	f.Resolvers = resolvers(readFile(resolvConf), readFile(resolvConfSystemd))

@@ -70,9 +70,9 @@ func nft(t testing.TB, script string) {
 	}
 }
 
-func network(table config.Table) config.Network {
+func network(name string, table config.Table) config.Network {
 	return config.Network{
-		Uplink: "auto", Table: table, Gateway4: marks.DefaultGateway4, Gateway6: marks.DefaultGateway6,
+		Name: name, Uplink: "auto", Table: table, Gateway4: marks.DefaultGateway4, Gateway6: marks.DefaultGateway6,
 		Lease: time.Hour, NAT: config.NATPrivate, Announce: true,
 	}
 }
@@ -80,7 +80,7 @@ func network(table config.Table) config.Network {
 func hostConfig() config.Config {
 	return config.Config{
 		Forwarding: "manage",
-		Networks:   map[string]config.Network{"default": network(config.TableMain), "other": network(100)},
+		Networks:   map[string]config.Network{"default": network("default", config.TableMain), "other": network("other", 100)},
 	}
 }
 

@@ -200,6 +200,7 @@ func newLab(t *testing.T) *lab {
 		"ip address add 192.0.2.10/24 dev wan0",
 		"ip -6 address add 2001:db8:ffff::10/64 dev wan0 nodad",
 		"ip route add default via 192.0.2.1",
+		"ip route add 198.18.0.0/15 via 192.0.2.1",
 		"ip -6 route add default via 2001:db8:ffff::1",
 		"ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:99 dev wan0 nud permanent",
 		"ip neigh add 2001:db8:ffff::1 lladdr 02:00:00:00:00:99 dev wan0 nud permanent",
@@ -361,7 +362,7 @@ func TestMasqueradeAndPolicy(t *testing.T) {
 		{0, "2001:db8::", "2001:db8::2", "to one in table 100, IPv6", l.guest[2], "2001:db8::"},
 		{2, "10.1.0.2", "10.1.0.0", "from table 100 to one in main", l.guest[0], "10.1.0.2"},
 		{2, "2001:db8::2", "2001:db8::", "from table 100 to one in main, IPv6", l.guest[0], "2001:db8::2"},
-		{2, "10.1.0.2", "192.0.2.77", "from table 100 to a network of main's", l.wan2, "10.1.0.2"},
+		{2, "10.1.0.2", "198.18.0.77", "from table 100 to a network of main's", l.wan2, "10.1.0.2"},
 	} {
 		send(tt.vm, tt.src, tt.dst, tt.text)
 		seen := tt.port.until(tt.text)

@@ -68,7 +68,7 @@ func FuzzParse(f *testing.F) {
 		m.seal(1)
 		f.Add([]byte(m))
 	}
-	var a applier
+	a := applier{k: &Kernel{ioctl: -1}}
 	a.index = map[string]int{"b": 3}
 	r, err := a.route(state.Add, state.Route{Dst: netip.MustParsePrefix("192.0.2.1/32"), Table: 254, Link: "b"})
 	if err != nil {

@@ -133,34 +133,59 @@ func (r *reader) addrs(ctx context.Context) error {
 	return nil
 }
 
+// addr is an address of ours: on a bridge, or elsewhere one with our protocol.
 func (r *reader) addr(b []byte) (state.Addr, bool) {
-	if len(b) < addrLength {
+	a, ok := parseAddr(b)
+	if !ok || a.flags&unix.IFA_F_PERMANENT == 0 {
 		return state.Addr{}, false
 	}
-	l, ours := r.links[int(hostU32(b[4:]))]
-	var local, address netip.Addr
-	flags := uint32(b[2])
+	l, bridge := r.links[a.index]
+	switch {
+	case bridge && a.prefix.Addr() == l.mac.LinkLocal():
+		// The kernel makes this one when a link comes up before addr_gen_mode is set.
+		return state.Addr{}, false
+	case bridge:
+		return state.Addr{Link: l.name, Prefix: a.prefix}, true
+	case a.protocol != marks.RouteProtocol || r.scoped():
+		return state.Addr{}, false
+	}
+	name := r.k.name(a.index)
+	return state.Addr{Link: name, Prefix: a.prefix}, name != ""
+}
+
+// address is what the kernel says of one address.
+type address struct {
+	prefix   netip.Prefix // its own bits are kept
+	index    int
+	flags    uint32
+	protocol byte
+}
+
+func parseAddr(b []byte) (a address, ok bool) {
+	if len(b) < addrLength {
+		return address{}, false
+	}
+	a = address{index: int(hostU32(b[4:])), flags: uint32(b[2])}
+	var local, peer netip.Addr
 	attrs(b[addrLength:], func(typ uint16, d []byte) {
 		switch typ {
 		case unix.IFA_LOCAL:
 			local, _ = netip.AddrFromSlice(d)
 		case unix.IFA_ADDRESS:
-			address, _ = netip.AddrFromSlice(d)
+			peer, _ = netip.AddrFromSlice(d)
 		case unix.IFA_FLAGS:
-			flags = hostU32(d)
+			a.flags = hostU32(d)
+		case ifaProto:
+			if len(d) > 0 {
+				a.protocol = d[0]
+			}
 		}
 	})
 	if !local.IsValid() {
-		local = address
+		local = peer
 	}
-	if !ours || !local.IsValid() || flags&unix.IFA_F_PERMANENT == 0 {
-		return state.Addr{}, false
-	}
-	// The kernel makes this one when a link comes up before addr_gen_mode is set.
-	if local == l.mac.LinkLocal() {
-		return state.Addr{}, false
-	}
-	return state.Addr{Link: l.name, Prefix: netip.PrefixFrom(local, int(b[1]))}, true
+	a.prefix = netip.PrefixFrom(local, int(b[1]))
+	return a, a.prefix.IsValid()
 }
 
 func (r *reader) neighs(ctx context.Context) error {
@@ -369,8 +394,8 @@ func parseRule(b []byte) (state.Rule, bool) {
 	if len(b) < ruleLength {
 		return state.Rule{}, false
 	}
-	rule := state.Rule{Family: int(b[0]), Table: uint32(b[4])}
-	foreign := b[1] != 0 || b[2] != 0 || b[3] != 0 || b[7] != unix.FR_ACT_TO_TBL || hostU32(b[8:])&unix.FIB_RULE_INVERT != 0
+	rule := state.Rule{Family: int(b[0]), Table: uint32(b[4]), Unreachable: b[7] == unix.FR_ACT_UNREACHABLE}
+	foreign := b[1] != 0 || b[2] != 0 || b[3] != 0 || b[7] != unix.FR_ACT_TO_TBL && b[7] != unix.FR_ACT_UNREACHABLE || hostU32(b[8:])&unix.FIB_RULE_INVERT != 0
 	var protocol byte
 	mask := uint32(0)
 	attrs(b[ruleLength:], func(typ uint16, d []byte) {

@@ -18,14 +18,16 @@ const (
 	RouteMetric         = 1024
 	RouteMetricArriving = 512
 
-	// RulePriorityConnected and RulePriorityMarked are the first priorities of
-	// the two ranges of policy rules: per routing table that is not main, one
-	// rule "lookup T suppress_prefixlength 0" (host, uplink and other VMs reach
-	// the /32s in T) and one rule "fwmark M lookup T" (what the VMs send). Both
+	// RulePriorityConnected, RulePriorityMarked and RulePriorityRefused are the
+	// first priorities of the three ranges of policy rules: per routing table that
+	// is not main, one rule "lookup T suppress_prefixlength 0" (host, uplink and
+	// other VMs reach the /32s in T), one rule "fwmark M lookup T" (what the VMs
+	// send) and one rule "fwmark M unreachable" (it leaves by T or not at all). The
 	// ranges are RulePriorityRange long and end before main (32766).
 	RulePriorityConnected = 32000
 	RulePriorityMarked    = 32400
-	RulePriorityRange     = 400
+	RulePriorityRefused   = 32600
+	RulePriorityRange     = 160
 
 	// RulePriorityMain is between them: "lookup main" for host routes only, so
 	// that a VM with a table of its own reaches those whose addresses are in main.

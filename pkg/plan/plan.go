@@ -48,14 +48,20 @@ func Build(vms []intent.VM, c config.Config, f Facts) Desired {
 		gateway: mac.MustParse(marks.GatewayMAC),
 		state:   state.New(),
 		places:  map[place]bool{},
+
+		hostPlaces: map[place]bool{},
 	}
 	b.pools()
 	d := Desired{State: b.state, Bindings: map[uuid.UUID]responder.Binding{}}
-	if len(vms) == 0 {
-		return d
-	}
+	used := map[string]bool{}
 	for _, vm := range vms {
 		d.Bindings[vm.UUID] = b.vm(vm)
+		for _, n := range vm.NICs {
+			used[n.Network.Name] = true
+		}
+	}
+	if !b.networks(used) && len(vms) == 0 {
+		return d
 	}
 	b.host()
 	d.State.Skeleton = Skeleton
@@ -69,7 +75,11 @@ func Prepare(d Desired) state.State {
 	s := state.New()
 	s.Links = maps.Clone(d.State.Links)
 	s.Sysctls = maps.Clone(d.State.Sysctls)
-	s.Addrs = maps.Clone(d.State.Addrs)
+	for a := range d.State.Addrs {
+		if _, bridge := s.Links[a.Link]; bridge {
+			s.Addrs[a] = struct{}{}
+		}
+	}
 	s.Skeleton = d.State.Skeleton
 	return s
 }
@@ -80,7 +90,7 @@ func Prepare(d Desired) state.State {
 func Tables(c config.Config) []config.Table {
 	var t []config.Table
 	for _, n := range c.Networks {
-		if n.Table != config.TableMain && n.Table != 0 {
+		if n.OwnTable() {
 			t = append(t, n.Table)
 		}
 	}
@@ -104,6 +114,8 @@ type builder struct {
 	gateway mac.Addr
 	state   state.State
 	places  map[place]bool // that routes of VMs have
+
+	hostPlaces map[place]bool // that other routes have
 }
 
 func (b *builder) vm(vm intent.VM) responder.Binding {
@@ -192,40 +204,11 @@ func (b *builder) gatewayAddr(link string, a netip.Addr, bits int) {
 	b.state.Addrs[state.Addr{Link: link, Prefix: netip.PrefixFrom(a, bits)}] = struct{}{}
 }
 
-// policy plans the rules of a table and the mark of the bridge. The first rule
-// finds the addresses in the table for everybody; the last sends what the VM
-// sends by the table's default route. Between them, one rule for all tables
-// finds the addresses in main, for those whose packets are marked.
+// policy plans the mark of the bridge, which leads to its table.
 func (b *builder) policy(n intent.NIC) {
-	i := slices.Index(b.tables, n.Network.Table)
-	if i < 0 || i >= marks.RulePriorityRange-1 {
-		return
+	if i := slices.Index(b.tables, n.Network.Table); i >= 0 && i < marks.RulePriorityRange {
+		b.elem(state.Elem{Set: state.SetMark, Link: n.Bridge, Mark: markOf(i)})
 	}
-	mark := uint32(i+1) << marks.FwmarkShift
-	for _, family := range []int{familyIPv4, familyIPv6} {
-		if family == familyIPv6 && b.facts.NoIPv6 {
-			continue
-		}
-		b.rule(state.Rule{
-			Family:          family,
-			Priority:        marks.RulePriorityConnected + i,
-			Table:           uint32(n.Network.Table),
-			SuppressDefault: true,
-		})
-		b.rule(state.Rule{
-			Family:         family,
-			Priority:       marks.RulePriorityMain,
-			Table:          uint32(config.TableMain),
-			HostRoutesOnly: true,
-		})
-		b.rule(state.Rule{
-			Family:   family,
-			Priority: marks.RulePriorityMarked + i,
-			Mark:     mark,
-			Table:    uint32(n.Network.Table),
-		})
-	}
-	b.elem(state.Elem{Set: state.SetMark, Link: n.Bridge, Mark: mark})
 }
 
 // AF_INET and AF_INET6, as state.Rule has them.

@@ -35,6 +35,12 @@ type input struct {
 		AcceptRA         []string `yaml:"accept_ra"`
 		NoIPv6           bool     `yaml:"no_ipv6"`
 		Pools            map[string][]string
+		Links            map[string]struct {
+			Down             bool
+			Addrs            []string
+			RPFilter         uint8  `yaml:"rp_filter"`
+			Router4, Router6 string // an address, or "link" for one without
+		}
 	}
 	Forwarding string
 	Networks   map[string]struct {
@@ -47,6 +53,13 @@ type input struct {
 		PREF64 string
 		AFTR   string
 		Proxy  bool `yaml:"proxy_ndp"`
+
+		Router4, Router6 string
+		Subnets          []string
+		Downlink         string
+		Addrs            []string `yaml:"addresses"`
+		Isolate          bool
+		ProxyARP         bool `yaml:"proxy_arp"`
 	}
 	VMs []struct {
 		UUID, Name, Hostname string
@@ -98,9 +111,33 @@ func (in input) config(t *testing.T) config.Config {
 		}
 		p.DNS, p.MTU, p.Announce = addrs(t, n.DNS), n.MTU, !n.Local
 		p.PREF64, p.AFTR, p.ProxyNDP = prefix(n.PREF64), n.AFTR, n.Proxy
+		p.Router4, p.Router6, p.Downlink = address(n.Router4), address(n.Router6), n.Downlink
+		p.Subnets, p.Addrs, p.Isolate, p.ProxyARP = prefixes(n.Subnets), addrs(t, n.Addrs), n.Isolate, n.ProxyARP
 		c.Networks[name] = p
 	}
 	return c
+}
+
+func address(s string) netip.Addr {
+	if s == "" {
+		return netip.Addr{}
+	}
+	return netip.MustParseAddr(s)
+}
+
+func prefixes(in []string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range in {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func router(s string) plan.Router {
+	if s == "link" {
+		return plan.Router{Found: true}
+	}
+	return plan.Router{Found: s != "", Via: address(s)}
 }
 
 func prefix(s string) netip.Prefix {
@@ -189,7 +226,15 @@ func (in input) facts(t *testing.T) plan.Facts {
 			pools[name] = append(pools[name], prefix(p))
 		}
 	}
+	links := map[string]plan.Link{}
+	for name, l := range in.Facts.Links {
+		links[name] = plan.Link{
+			Up: !l.Down, Addrs: prefixes(l.Addrs), RPFilter: l.RPFilter,
+			Router4: router(l.Router4), Router6: router(l.Router6),
+		}
+	}
 	return plan.Facts{
+		Links:     links,
 		Uplink4:   in.Facts.Uplink4,
 		Uplink6:   in.Facts.Uplink6,
 		MTU:       in.Facts.MTU,

@@ -21,6 +21,9 @@ type Facts struct {
 	Uplink4, Uplink6 string
 	// MTU by interface name, for uplinks (bytes).
 	MTU map[string]uint16
+	// Links are the interfaces of the default routes and those that networks name,
+	// by name; one that the host does not have is not in it.
+	Links map[string]Link
 	// AcceptRA are the interfaces by which the host itself has a default route
 	// from router advertisements that the kernel handles (accept_ra 1 or 2): with
 	// 1 they would lose it once IPv6 forwarding is on.
@@ -31,6 +34,24 @@ type Facts struct {
 	Resolvers []netip.Addr
 	// Pools are the IPv6 prefixes that VMs' are taken from, by the network's name.
 	Pools map[string][]netip.Prefix
+}
+
+// Link is what planning needs to know of an interface that is not slash32's.
+type Link struct {
+	Up bool // by the administrator
+	// Addrs are the addresses that it has from others, each with the length of the
+	// network that is on the link.
+	Addrs []netip.Prefix
+	// RPFilter is the effective net.ipv4.conf.*.rp_filter: 0 off, 1 strict, 2 loose.
+	RPFilter uint8
+	// Router4 and Router6 are the next hops of main's best default routes over it.
+	Router4, Router6 Router
+}
+
+// Router is the next hop of a default route; the zero value: there is none.
+type Router struct {
+	Found bool
+	Via   netip.Addr // not valid: the link leads there, like one to a single peer
 }
 
 // Desired is the outcome of planning.

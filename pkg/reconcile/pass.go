@@ -118,7 +118,7 @@ func (p *pass) locked(ctx context.Context) error {
 		return err
 	}
 	p.bad = bad
-	if p.facts, err = p.Kernel.Facts(ctx); err != nil {
+	if p.facts, err = p.Kernel.Facts(ctx, plan.Interfaces(p.config)...); err != nil {
 		return fmt.Errorf("read the host's network: %w", err)
 	}
 	p.openPools()

@@ -30,7 +30,7 @@ import (
 type Kernel interface {
 	Read(context.Context, state.Scope) (state.State, error)
 	Apply(context.Context, []state.Change) (int, error)
-	Facts(context.Context) (plan.Facts, error)
+	Facts(context.Context, ...string) (plan.Facts, error)
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
 }
 

@@ -87,7 +87,7 @@ func (d *differ) deletes() {
 			continue
 		}
 		d.add(c)
-		if r.Kind == "" {
+		if _, guest := d.have.Links[r.Link]; guest { // not a default route of a table, say
 			flush = append(flush, r.Dst)
 		}
 	}
@@ -380,6 +380,8 @@ func compareRule(a, b Rule) int {
 			return 1
 		case r.HostRoutesOnly:
 			return 2
+		case r.Unreachable:
+			return 3
 		}
 		return 0
 	}

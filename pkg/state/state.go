@@ -101,8 +101,8 @@ func Only(s State, links ...string) State {
 
 // Keep copies every object of have that belongs to link into want, in place of
 // what want says of it: the state of a VM that cannot be planned now stays. The
-// rules that its mark needs, the skeleton, and what covers the rest of a pool of
-// which it has a part stay as well.
+// rules that its mark needs with the routes of its table that lead to no VM, the
+// skeleton, and what covers the rest of a pool of which it has a part stay as well.
 func Keep(want *State, have State, link string) {
 	if want.Links == nil {
 		*want = want.Clone()
@@ -122,10 +122,27 @@ func Keep(want *State, have State, link string) {
 				continue
 			}
 			for r := range have.Rules {
-				if r.Table == marked.Table || r.HostRoutesOnly {
+				if r.Table == marked.Table || r.Mark == e.Mark || r.HostRoutesOnly {
 					want.Rules[r] = struct{}{}
 				}
 			}
+			if !marked.Unreachable {
+				keepTable(want, have, marked.Table)
+			}
+		}
+	}
+}
+
+// keepTable copies the routes of a table that lead to none of our bridges. Where
+// something else is wanted in such a place, that is right.
+func keepTable(want *State, have State, table uint32) {
+	taken := map[routeKey]bool{}
+	for r := range want.Routes {
+		taken[r.key()] = true
+	}
+	for r := range have.Routes {
+		if _, guest := have.Links[r.Link]; r.Table == table && !guest && !taken[r.key()] {
+			want.Routes[r] = struct{}{}
 		}
 	}
 }

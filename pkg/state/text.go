@@ -77,7 +77,11 @@ func (r Rule) String() string {
 	if r.Mark != 0 {
 		s += fmt.Sprintf(" fwmark %#x/%#x", r.Mark, uint32(marks.FwmarkMask))
 	}
-	s += " lookup " + tableName(r.Table)
+	if r.Unreachable {
+		s += " unreachable"
+	} else {
+		s += " lookup " + tableName(r.Table)
+	}
 	if r.SuppressDefault {
 		s += " suppress_prefixlength 0"
 	}
@@ -227,6 +231,7 @@ type RuleDocument struct {
 	Priority        int    `json:"priority"`
 	Mark            uint32 `json:"mark,omitempty"`
 	Table           uint32 `json:"table"`
+	Unreachable     bool   `json:"unreachable,omitempty"`
 	SuppressDefault bool   `json:"suppress_default,omitempty"`
 	HostRoutesOnly  bool   `json:"host_routes_only,omitempty"`
 }
@@ -284,7 +289,7 @@ func (s State) Document() Document {
 		d.Proxies = append(d.Proxies, ProxyDocument(k))
 	}
 	for _, r := range sorted(s.Rules, compareRule) {
-		doc := RuleDocument{"ipv4", r.Priority, r.Mark, r.Table, r.SuppressDefault, r.HostRoutesOnly}
+		doc := RuleDocument{"ipv4", r.Priority, r.Mark, r.Table, r.Unreachable, r.SuppressDefault, r.HostRoutesOnly}
 		if r.Family == familyIPv6 {
 			doc.Family = "ipv6"
 		}

@@ -71,7 +71,9 @@ type Rule struct {
 	Family   int // unix.AF_INET or AF_INET6
 	Priority int
 	Mark     uint32 // with marks.FwmarkMask; 0: matches all
-	Table    uint32
+	Table    uint32 // 0 with Unreachable
+	// Unreachable refuses instead of looking up a table.
+	Unreachable bool
 	// SuppressDefault is "suppress_prefixlength 0".
 	SuppressDefault bool
 	// HostRoutesOnly is "suppress_prefixlength 31", or 127 for IPv6.

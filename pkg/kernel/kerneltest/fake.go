@@ -276,7 +276,7 @@ func (f *Fake) link(verb state.Verb, l state.Link) error {
 }
 
 // Facts returns Host.
-func (f *Fake) Facts(ctx context.Context) (plan.Facts, error) {
+func (f *Fake) Facts(ctx context.Context, _ ...string) (plan.Facts, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.Host, errors.Join(ctx.Err(), f.FailRead)

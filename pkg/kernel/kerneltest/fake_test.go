@@ -23,7 +23,7 @@ type kernelMethods interface {
 	Read(context.Context, state.Scope) (state.State, error)
 	Apply(context.Context, []state.Change) (int, error)
 	Watch(context.Context, func(string)) error
-	Facts(context.Context) (plan.Facts, error)
+	Facts(context.Context, ...string) (plan.Facts, error)
 	Spoofed(context.Context) (map[string]kernel.SpoofCount, error)
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
 	RouteOwner(context.Context, netip.Prefix) (string, error)

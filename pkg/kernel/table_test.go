@@ -1,0 +1,138 @@
+package kernel_test
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/slash32/slash32/pkg/intent"
+	"github.com/slash32/slash32/pkg/kernel"
+	"github.com/slash32/slash32/pkg/plan"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// routed plans as the network with a table of its own has the second uplink.
+func routed(t *testing.T, k *kernel.Kernel, list []intent.VM) state.State {
+	t.Helper()
+	c := hostConfig()
+	n := c.Networks["other"]
+	n.Uplink = "wan2"
+	c.Networks["other"] = n
+	for i := range list {
+		list[i].NICs[0].Network = c.Networks[list[i].NICs[0].Network.Name]
+	}
+	f, err := k.Facts(context.Background(), plan.Interfaces(c)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan.Build(list, c, f).State
+}
+
+// TestTable: a table of its own has the way out over the network's uplink, and
+// what is sent by it does not leave by main's while there is none. The host is not
+// touched by that.
+func TestTable(t *testing.T) {
+	l := newLab(t)
+	own := vms(3)[2].NICs[0].MAC
+	send := func(text string) {
+		l.guest[2].send(udp(own, "10.1.0.2", away4, 9, text))
+		l.guest[2].send(udp(own, "2001:db8::2", away6, 9, text))
+	}
+	// What the lab has put there is the administrator's. Now main has it.
+	for _, line := range []string{
+		"ip route del default table 100 proto boot",
+		"ip -6 route del default dev wan2 via fe80::99 table 100",
+		"ip address add 198.51.100.2/24 dev wan2",
+		"ip route add default via 198.51.100.1 dev wan2 metric 500",
+		"ip -6 route add default via fe80::99 dev wan2 metric 5000",
+		"sysctl -qw net.ipv4.conf.wan2.rp_filter=1",
+	} {
+		run(t, line)
+	}
+	want := routed(t, l.k, vms(3))
+	converge(t, l.k, want)
+	for _, line := range []string{"ip route show table 100", "ip -6 route show table 100"} {
+		if out := run(t, line); !strings.Contains(out, "default via") || !strings.Contains(out, "dev wan2 proto 32") {
+			t.Errorf("%s: no way out in\n%s", line, out)
+		}
+	}
+	if want.Sysctls["net/ipv4/conf/wan2/rp_filter"] != "2" {
+		t.Error("the uplink's reverse path filter stays strict")
+	}
+	send("by the second")
+	l.wan2.until("by the second") // IPv4
+	l.wan2.until("by the second") // IPv6
+
+	// The uplink goes: the guest hears so, and nothing comes out on the other.
+	run(t, "ip link set wan2 down")
+	converge(t, l.k, routed(t, l.k, vms(3)))
+	send("bad leak")
+	seen := append(l.guest[2].until("bad leak"), l.guest[2].until("bad leak")...)
+	for _, f := range seen {
+		if bytes.Contains(f, []byte("bad leak")) && !unreachable(f) {
+			t.Errorf("not an ICMP error: % x", f)
+		}
+	}
+	l.guest[0].send(udp(vms(3)[0].NICs[0].MAC, "10.1.0.0", away4, 9, "good by main"))
+	for _, f := range l.wan.until("good by main") {
+		if bytes.Contains(f, []byte("bad leak")) {
+			t.Errorf("left by main's uplink: % x", f)
+		}
+	}
+	if out := run(t, "ip route get "+away4); !strings.Contains(out, "dev wan0") {
+		t.Errorf("the host's own way: %s", out)
+	}
+
+	// And comes back.
+	for _, line := range []string{
+		"ip link set wan2 up",
+		"ip route add default via 198.51.100.1 dev wan2 metric 500",
+		"ip -6 route add default via fe80::99 dev wan2 metric 5000",
+		"ip neigh replace 198.51.100.1 lladdr 02:00:00:00:00:98 dev wan2 nud permanent",
+		"ip neigh replace fe80::99 lladdr 02:00:00:00:00:98 dev wan2 nud permanent",
+	} {
+		run(t, line)
+	}
+	waitUp(t, "wan2")
+	converge(t, l.k, routed(t, l.k, vms(3)))
+	send("by the second again")
+	l.wan2.until("by the second again")
+	l.wan2.until("by the second again")
+}
+
+// TestRules: how many policy rules there are does not depend on the number of VMs.
+func TestRules(t *testing.T) {
+	inNamespace(t)
+	uplink(t)
+	k := open(t)
+	count := func() int {
+		return strings.Count(run(t, "ip rule"), "\n") + strings.Count(run(t, "ip -6 rule"), "\n")
+	}
+	before := count()
+	want := build(t, k, vms(3))
+	converge(t, k, want)
+	few := count()
+	if few <= before {
+		t.Fatalf("%d rules with a table of its own, %d before", few, before)
+	}
+	want = build(t, k, vms(150))
+	converge(t, k, want)
+	if many := count(); many != few {
+		t.Errorf("%d rules with 150 VMs, %d with 3", many, few)
+	}
+	rules := len(want.Rules)
+	if rules != 2*4 {
+		t.Errorf("%d rules for one table, want 4 in each family", rules)
+	}
+}
+
+// unreachable tells whether a frame is ICMP's destination unreachable.
+func unreachable(f []byte) bool {
+	if f[12] == 8 {
+		return f[23] == unix.IPPROTO_ICMP && f[34] == 3
+	}
+	return f[20] == unix.IPPROTO_ICMPV6 && f[54] == 1
+}

@@ -1,0 +1,138 @@
+package plan
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/marks"
+	"github.com/slash32/slash32/pkg/state"
+)
+
+// Interfaces names the interfaces that the configuration's networks name: what
+// Facts.Links is to have.
+func Interfaces(c config.Config) []string {
+	var names []string
+	for _, n := range c.Networks {
+		for _, name := range []string{n.Uplink, n.Downlink} {
+			if name != "auto" && name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// networks plans, once for each network that a VM is in or that has subnets, what
+// does not depend on the number of VMs. It reports whether there is such a network.
+func (b *builder) networks(used map[string]bool) bool {
+	any := false
+	for _, name := range slices.Sorted(maps.Keys(b.config.Networks)) {
+		n := b.config.Networks[name]
+		if !used[name] && len(n.Subnets) == 0 {
+			continue
+		}
+		any = true
+		if i := slices.Index(b.tables, n.Table); i >= 0 && i < marks.RulePriorityRange {
+			b.rules(i, n.Table)
+			b.table(n)
+		}
+	}
+	return any
+}
+
+// rules plans the rules of a table. The first finds the addresses in the table
+// for everybody; the next but one sends what the VM sends by the table's default
+// route, and the last refuses what found none: it must not leave by main's. Before
+// those two, one rule for all tables finds the addresses in main, for those whose
+// packets are marked.
+//
+// An unreachable default route in the table would say more in "ip route", but the
+// first rule does not suppress routes that refuse (suppress_prefixlength is for
+// routes that lead somewhere): the whole host would be cut off.
+func (b *builder) rules(i int, table config.Table) {
+	for _, family := range b.families() {
+		b.rule(state.Rule{
+			Family:          family,
+			Priority:        marks.RulePriorityConnected + i,
+			Table:           uint32(table),
+			SuppressDefault: true,
+		})
+		b.rule(state.Rule{
+			Family:         family,
+			Priority:       marks.RulePriorityMain,
+			Table:          uint32(config.TableMain),
+			HostRoutesOnly: true,
+		})
+		b.rule(state.Rule{
+			Family:   family,
+			Priority: marks.RulePriorityMarked + i,
+			Mark:     markOf(i),
+			Table:    uint32(table),
+		})
+		b.rule(state.Rule{
+			Family:      family,
+			Priority:    marks.RulePriorityRefused + i,
+			Mark:        markOf(i),
+			Unreachable: true,
+		})
+	}
+}
+
+func markOf(table int) uint32 { return uint32(table+1) << marks.FwmarkShift }
+
+func (b *builder) families() []int {
+	if b.facts.NoIPv6 {
+		return []int{familyIPv4}
+	}
+	return []int{familyIPv4, familyIPv6}
+}
+
+// table plans what a network's own table has beside the routes to VMs: the way
+// out, and what is on the uplink's link. An interface that is not there or down
+// has no routes; what the VMs send is refused then.
+func (b *builder) table(n config.Network) {
+	up4, up6 := Uplinks(n, b.facts)
+	for _, family := range b.families() {
+		uplink, router, all := up4, n.Router4, netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		found := b.facts.Links[up4].Router4
+		if family == familyIPv6 {
+			uplink, router, all = up6, n.Router6, netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			found = b.facts.Links[up6].Router6
+		}
+		link := b.facts.Links[uplink]
+		if !link.Up {
+			continue
+		}
+		switch {
+		case !router.IsValid() && found.Found:
+			b.hostRoute(state.Route{Dst: all, Table: tableOf(n), Link: uplink, Via: found.Via})
+		case router.IsValid() && !router.IsUnspecified():
+			b.hostRoute(state.Route{Dst: all, Table: tableOf(n), Link: uplink, Via: router})
+		}
+		for _, a := range link.Addrs {
+			if a.Addr().Is4() == (family == familyIPv4) && !a.IsSingleIP() && !a.Addr().IsLinkLocalUnicast() {
+				b.hostRoute(state.Route{Dst: a.Masked(), Table: tableOf(n), Link: uplink})
+			}
+		}
+		if family == familyIPv4 && link.RPFilter != 0 {
+			// What comes in has its way back in the table, where the strict filter
+			// does not look.
+			b.state.Sysctls["net/ipv4/conf/"+uplink+"/rp_filter"] = "2"
+		}
+	}
+}
+
+// hostRoute plans a route that leads to no VM, with the metric of those that are
+// not announced. Of two in the same place the first stays.
+func (b *builder) hostRoute(r state.Route) {
+	r.Metric = MetricLocal
+	at := place{r.Dst, r.Table}
+	if b.hostPlaces[at] {
+		return
+	}
+	b.hostPlaces[at] = true
+	b.state.Routes[r] = struct{}{}
+}
