@@ -34,6 +34,10 @@ import (
 	"github.com/slash32/slash32/pkg/virt"
 )
 
+// tablesTimeout is how long the lock is waited for when a routing table is to be
+// allocated.
+const tablesTimeout = 20 * time.Second
+
 // Options is what the agent is started with.
 type Options struct {
 	Dirs      spool.Dirs
@@ -53,6 +57,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	s, err := spool.Open(o.Dirs)
 	if err != nil {
+		return err
+	}
+	if c, err = allocateTables(ctx, s, c); err != nil {
 		return err
 	}
 	k, err := kernel.New(o.Log)
@@ -197,11 +204,22 @@ func (a *agent) reload() error {
 	if fatal := ps.Fatal(); len(fatal) > 0 {
 		return fatal
 	}
+	c, err := allocateTables(context.Background(), a.spool, c)
+	if err != nil {
+		return err
+	}
 	a.loop.SetConfig(c)
 	a.upstreams.set(c)
 	a.keeper.SetConfig(c)
 	a.Log.Info("configuration read")
 	return nil
+}
+
+// allocateTables waits for a hook's or a pass's end at most.
+func allocateTables(ctx context.Context, s *spool.Spool, c config.Config) (config.Config, error) {
+	ctx, cancel := context.WithTimeout(ctx, tablesTimeout)
+	defer cancel()
+	return s.AllocateTables(ctx, c)
 }
 
 // notify tells systemd that the agent is ready, and goes on feeding its

@@ -196,6 +196,10 @@ type planJSON struct {
 
 func (c *command) plan(ctx context.Context, args []string) error {
 	conf, ps := config.Load(c.Dirs.Config)
+	conf, err := c.Dirs.Tables(conf)
+	if err != nil {
+		return fail(ExitError, "%w", err)
+	}
 	xml, err := c.xml(ctx, args[0])
 	if err != nil {
 		return err

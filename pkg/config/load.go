@@ -110,9 +110,32 @@ func read(path string) ([]byte, error) {
 	return b, nil
 }
 
-// table looks a routing table's name up. Files that are not there or can't be
-// read have no names.
-func (r Reader) table(name string) (Table, bool) {
+// table looks a routing table's name up.
+func (r Reader) table(name string) (t Table, ok bool) {
+	r.tables(func(n Table, s string) bool {
+		if s == name {
+			t, ok = n, true
+		}
+		return !ok
+	})
+	return t, ok
+}
+
+// TableNames are the routing tables that have a name.
+func (r Reader) TableNames() map[Table]string {
+	names := map[Table]string{}
+	r.tables(func(t Table, name string) bool {
+		if names[t] == "" {
+			names[t] = name
+		}
+		return true
+	})
+	return names
+}
+
+// tables calls f for the names of routing tables until it returns false. Files
+// that are not there or can't be read have no names.
+func (r Reader) tables(f func(Table, string) bool) {
 	dirs := r.IPRoute2
 	if dirs == nil {
 		dirs = []string{"/etc/iproute2", "/usr/share/iproute2"}
@@ -129,15 +152,14 @@ func (r Reader) table(name string) (Table, bool) {
 			}
 			for l := range strings.Lines(string(b)) {
 				l, _, _ = strings.Cut(l, "#")
-				f := strings.Fields(l)
-				if len(f) != 2 || f[1] != name {
+				w := strings.Fields(l)
+				if len(w) != 2 {
 					continue
 				}
-				if n, err := strconv.ParseUint(f[0], 0, 32); err == nil {
-					return Table(n), true
+				if n, err := strconv.ParseUint(w[0], 0, 32); err == nil && !f(Table(n), w[1]) {
+					return
 				}
 			}
 		}
 	}
-	return 0, false
 }

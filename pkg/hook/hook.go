@@ -194,14 +194,20 @@ func (o *operation) lock(ctx context.Context) (func(), error) {
 
 // load reads configuration and XML. A domain that is not annotated gives
 // annotated false and no error.
-func (o *operation) load() (source.Result, config.Config, error) {
+func (o *operation) load(ctx context.Context) (source.Result, config.Config, error) {
 	c, ps := config.Load(o.Dirs.Config)
 	if fatal := ps.Fatal(); len(fatal) > 0 {
 		return source.Result{}, c, fatal.WithVM(o.name)
 	}
+	lockCtx, cancel := context.WithTimeout(ctx, lockTimeout)
+	c, err := o.spool.AllocateTables(lockCtx, c)
+	cancel()
 	r := source.Load(o.xml, c, o.Dirs.Config)
 	if fatal := r.Problems.Fatal(); len(fatal) > 0 {
 		return r, c, fatal.WithVM(o.name)
+	}
+	if err != nil && r.Annotated {
+		return r, c, o.failed("cannot set up the network", err)
 	}
 	for _, p := range r.Problems {
 		o.Log.Warn(p.String())

@@ -24,7 +24,7 @@ import (
 // when it returns, the guest's first frame finds an answer. What fails half-way
 // is undone.
 func (o *operation) prepare(ctx context.Context) error {
-	r, c, err := o.load()
+	r, c, err := o.load(ctx)
 	if err != nil {
 		return err
 	}
@@ -317,7 +317,7 @@ func (o *operation) undoLocked(ctx context.Context, vm intent.VM) problem.List {
 // ensure is for a VM that runs (reconnect, attach): its declaration, binding and
 // responder are there afterwards.
 func (o *operation) ensure(ctx context.Context) error {
-	r, c, err := o.load()
+	r, c, err := o.load(ctx)
 	if err != nil || !r.Annotated {
 		return err
 	}

@@ -33,6 +33,12 @@ const (
 	// that a VM with a table of its own reaches those whose addresses are in main.
 	RulePriorityMain = RulePriorityMarked - 1
 
+	// TableFirst is the first of the TableCount routing tables that "table: auto"
+	// takes from: of no distribution's rt_tables, and above the 255 of the first
+	// netlink.
+	TableFirst = 3200
+	TableCount = 256
+
 	// FwmarkMask is the part of the packet mark that is ours, so that other
 	// users of marks (Docker, kube-proxy, wg-quick, Tailscale) keep theirs.
 	FwmarkMask  = 0x3fe00000
