@@ -204,10 +204,7 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 	case "announce":
 		p.boolean(e, &n.Announce)
 	case "isolate":
-		v := false
-		if p.boolean(e, &v); v {
-			p.add(problem.EUnsupported, e.Line, p.key("isolate")+": this version does not keep the VMs of one host apart", "use isolate: false, or rules of your own in the forward chain")
-		}
+		p.boolean(e, &n.Isolate)
 	case "conflict":
 		p.word(e, &n.Conflict, "refuse", "warn")
 	case "probe":

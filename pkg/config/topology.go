@@ -122,6 +122,16 @@ func (c *Config) topology(file string) problem.List {
 			bad(name, "downlink", n.Downlink+" is the uplink as well", "remove downlink: without it the subnets are on the uplink")
 			n.Downlink = ""
 		}
+		for _, other := range slices.Sorted(maps.Keys(c.Networks)) {
+			o := c.Networks[other]
+			switch {
+			case n.Downlink == "" || other == name:
+			case n.Downlink == o.Uplink:
+				bad(name, "downlink", fmt.Sprintf("%s is the uplink of network %s", n.Downlink, other), "give each an interface of its own")
+			case n.Downlink == o.Downlink && other < name && (n.Table != o.Table || n.Table == TableAuto):
+				bad(name, "downlink", fmt.Sprintf("network %s, with another table, has %s as well", other, n.Downlink), "give both one table, or an interface each")
+			}
+		}
 		if len(n.Addrs) > 0 && n.Lan() == "auto" {
 			bad(name, "addresses", "the interface for them is not known", "name it: uplink, or downlink")
 			n.Addrs = nil

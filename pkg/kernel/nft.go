@@ -32,6 +32,7 @@ const (
 	generationTries = 20
 
 	dataValue   = 1  // NFTA_DATA_VALUE
+	elemKeyEnd  = 10 // NFTA_SET_ELEM_KEY_END
 	elemExprs   = 11 // NFTA_SET_ELEM_EXPRESSIONS
 	counterPkts = 2  // NFTA_COUNTER_PACKETS
 	genID       = 1  // NFTA_GEN_ID
@@ -254,12 +255,20 @@ func (k *Kernel) dumpElems(ctx context.Context, s set, start func(), f func(e st
 
 func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
 	e.Set = cmp.Or(s.holds, s.name)
+	var from, to []byte
 	attrs(b, func(typ uint16, d []byte) {
 		switch typ {
 		case unix.NFTA_SET_ELEM_KEY:
 			attrs(d, func(typ uint16, key []byte) {
 				if typ == dataValue {
-					ok = parseKey(&e, s.bits, key)
+					from = key
+					ok = s.ranges || parseKey(&e, s.bits, key)
+				}
+			})
+		case elemKeyEnd:
+			attrs(d, func(typ uint16, key []byte) {
+				if typ == dataValue {
+					to = key
 				}
 			})
 		case unix.NFTA_SET_ELEM_DATA:
@@ -274,7 +283,80 @@ func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
 			attrs(d, func(_ uint16, d []byte) { packets = counterPackets(d) })
 		}
 	})
+	if s.ranges {
+		ok = parseRange(&e, s.key, from, to)
+	}
 	return e, packets, ok
+}
+
+// parseRange reads a key of prefixes from its first and its last address. What is
+// not a prefix, which we never set, is the first address alone: no planned element
+// is like that.
+func parseRange(e *state.Elem, key []datatype, from, to []byte) bool {
+	for _, t := range key {
+		length := int(t.length)
+		if len(from) < length || len(to) < length {
+			return false
+		}
+		switch {
+		case t == typeIfname():
+			e.Link = cString(from[:length])
+		case !e.Addr.IsValid():
+			e.Addr = prefixOver(from[:length], to[:length])
+		default:
+			e.Peer = prefixOver(from[:length], to[:length])
+		}
+		from, to = from[length:], to[length:]
+	}
+	return true
+}
+
+// prefixOver is the prefix with this first and this last address.
+func prefixOver(from, to []byte) netip.Prefix {
+	first, _ := netip.AddrFromSlice(from)
+	last, _ := netip.AddrFromSlice(to)
+	for bits := range first.BitLen() {
+		if p := netip.PrefixFrom(first, bits); p.Masked() == p && lastOf(p) == last {
+			return p
+		}
+	}
+	return netip.PrefixFrom(first, first.BitLen())
+}
+
+// lastOf is the last address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := range b {
+		if free := 8*(i+1) - p.Bits(); free >= 8 {
+			b[i] = 0xff
+		} else if free > 0 {
+			b[i] |= 1<<free - 1
+		}
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// rangeKeys are the first and the last key of an element of prefixes, nil for
+// others.
+func rangeKeys(e state.Elem) (first, last []byte) {
+	switch e.Set {
+	case state.SetMasqNet4, state.SetMasqNet6, state.SetInside4, state.SetInside6:
+	default:
+		return nil, nil
+	}
+	if e.Link != "" {
+		first = append(first, make([]byte, unix.IFNAMSIZ)...)
+		copy(first[:unix.IFNAMSIZ-1], e.Link)
+		last = append(last, first...)
+	}
+	for _, p := range []netip.Prefix{e.Addr, e.Peer} {
+		if p.IsValid() {
+			first = append(first, p.Masked().Addr().AsSlice()...)
+			last = append(last, lastOf(p.Masked()).AsSlice()...)
+		}
+	}
+	return first, last
 }
 
 // parseKey reads a key; bits is the length of the prefixes of its set, 0 where
@@ -322,6 +404,9 @@ func elemKey(e state.Elem) []byte {
 	if e.Addr.IsValid() {
 		key = append(key, e.Addr.Addr().AsSlice()...)
 	}
+	if e.Set == state.SetItself {
+		key = append(key, key...)
+	}
 	if e.Set == state.SetGuardMAC {
 		key = append(append(key, e.MAC[:]...), 0, 0)
 	}
@@ -338,7 +423,14 @@ func elemsMessage(typ uint16, elems []state.Elem) message {
 	return m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
 		for _, e := range elems {
 			m = m.nest(unix.NFTA_LIST_ELEM, func(m message) message {
-				m = m.nest(unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(dataValue, elemKey(e)) })
+				first, last := rangeKeys(e)
+				if first == nil {
+					first = elemKey(e)
+				}
+				m = m.nest(unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(dataValue, first) })
+				if last != nil {
+					m = m.nest(elemKeyEnd, func(m message) message { return m.attr(dataValue, last) })
+				}
 				if e.Set == state.SetMark && typ == unix.NFT_MSG_NEWSETELEM {
 					m = m.nest(unix.NFTA_SET_ELEM_DATA, func(m message) message { return m.u32(dataValue, e.Mark) })
 				}

@@ -85,7 +85,7 @@ func FuzzParse(f *testing.F) {
 	rule := ruleRequest(state.Add, state.Rule{Family: unix.AF_INET, Priority: marks.RulePriorityMarked, Mark: 1 << marks.FwmarkShift, Table: 100})
 	elems := elemsMessage(unix.NFT_MSG_NEWSETELEM, []state.Elem{{Set: state.SetMark, Link: "b", Mark: 5}})
 	prefixes := elemsMessage(unix.NFT_MSG_NEWSETELEM, []state.Elem{{Set: state.SetGuard6, Link: "b", Addr: netip.MustParsePrefix("fd00::/60")}})
-	proxied := proxyMessage(unix.RTM_NEWNEIGH, 0, 3).attr(unix.NDA_DST, netip.MustParseAddr("fd00::1").AsSlice()).u8(ndaProtocol, marks.RouteProtocol)
+	proxied := proxyMessage(unix.RTM_NEWNEIGH, 0, unix.AF_INET6, 3).attr(unix.NDA_DST, netip.MustParseAddr("fd00::1").AsSlice()).u8(ndaProtocol, marks.RouteProtocol)
 	opening, err := openingRule(openingMessage(unix.NFT_MSG_NEWRULE, 0, unix.NFPROTO_IPV4, Opening{Table: "filter", Chain: "DOCKER-USER"}), Opening{}, firewall.OIFGroup)
 	if err != nil {
 		f.Fatal(err)

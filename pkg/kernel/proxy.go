@@ -34,14 +34,14 @@ func parseProxy(b []byte) (p proxy, ok bool) {
 			p.protocol = d[0]
 		}
 	})
-	return p, ok && p.ip.Is6()
+	return p, ok
 }
 
 // proxyMessage starts a request for one proxy, or with neither index nor address
-// for all of IPv6.
-func proxyMessage(typ, flags uint16, index uint32) message {
+// for all of the family.
+func proxyMessage(typ, flags uint16, family byte, index uint32) message {
 	fixed := make([]byte, neighLength)
-	fixed[0] = unix.AF_INET6
+	fixed[0] = family
 	copy(fixed[4:], host32(index))
 	fixed[10] = unix.NTF_PROXY
 	return newMessage(typ, flags, fixed)
@@ -51,32 +51,35 @@ func proxyMessage(typ, flags uint16, index uint32) message {
 // behind one of the links of the scope.
 func (r *reader) proxies(ctx context.Context) error {
 	names := map[int]string{}
-	all := state.State{Elems: r.state.Elems, Routes: r.state.Routes}
-	err := r.k.rt.dump(ctx, proxyMessage(unix.RTM_GETNEIGH, 0, 0), func() { all.Proxies = map[state.NeighKey]struct{}{} }, func(typ uint16, b []byte) {
-		p, ok := parseProxy(b)
-		if !ok || typ != unix.RTM_NEWNEIGH || p.protocol != marks.RouteProtocol {
-			return
-		}
-		name, known := names[p.index]
-		if !known {
-			name = r.k.name(p.index)
-			names[p.index] = name
-		}
-		if name != "" {
-			all.Proxies[state.NeighKey{Link: name, IP: p.ip}] = struct{}{}
-		}
-	})
-	switch {
-	case noFamily(err):
-	case err != nil:
-		return fmt.Errorf("list proxies: %w", err)
-	case !r.scoped():
-		r.state.Proxies = all.Proxies
-	default:
-		for name := range r.only {
-			for key := range state.Only(all, name).Proxies {
-				r.state.Proxies[key] = struct{}{}
+	all := state.State{Elems: r.state.Elems, Routes: r.state.Routes, Proxies: map[state.NeighKey]struct{}{}}
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		var got []proxy
+		err := r.k.rt.dump(ctx, proxyMessage(unix.RTM_GETNEIGH, 0, family, 0), func() { got = nil }, func(typ uint16, b []byte) {
+			if p, ok := parseProxy(b); ok && typ == unix.RTM_NEWNEIGH && p.protocol == marks.RouteProtocol {
+				got = append(got, p)
 			}
+		})
+		if err != nil && !noFamily(err) {
+			return fmt.Errorf("list proxies: %w", err)
+		}
+		for _, p := range got {
+			name, known := names[p.index]
+			if !known {
+				name = r.k.name(p.index)
+				names[p.index] = name
+			}
+			if name != "" {
+				all.Proxies[state.NeighKey{Link: name, IP: p.ip}] = struct{}{}
+			}
+		}
+	}
+	if !r.scoped() {
+		r.state.Proxies = all.Proxies
+		return nil
+	}
+	for name := range r.only {
+		for key := range state.Only(all, name).Proxies {
+			r.state.Proxies[key] = struct{}{}
 		}
 	}
 	return nil
@@ -100,7 +103,7 @@ func (a *applier) proxy(ctx context.Context, c state.Change) error {
 	}
 	address := c.Proxy.IP.AsSlice()
 	var have proxy
-	err = a.k.rt.get(proxyMessage(unix.RTM_GETNEIGH, 0, index).attr(unix.NDA_DST, address), func(_ uint16, b []byte) {
+	err = a.k.rt.get(proxyMessage(unix.RTM_GETNEIGH, 0, family(c.Proxy.IP), index).attr(unix.NDA_DST, address), func(_ uint16, b []byte) {
 		have, _ = parseProxy(b)
 	})
 	there := err == nil
@@ -112,11 +115,11 @@ func (a *applier) proxy(ctx context.Context, c state.Change) error {
 	case c.Verb == state.Delete && !ours, c.Verb != state.Delete && ours:
 		return nil
 	case c.Verb == state.Delete:
-		return a.send(ctx, proxyMessage(unix.RTM_DELNEIGH, 0, index).attr(unix.NDA_DST, address))
+		return a.send(ctx, proxyMessage(unix.RTM_DELNEIGH, 0, family(c.Proxy.IP), index).attr(unix.NDA_DST, address))
 	case there:
-		return fmt.Errorf("a proxy %w: delete it (ip -6 neigh del proxy %s dev %s), or turn proxy_ndp of the network off", ErrForeign, c.Proxy.IP, c.Proxy.Link)
+		return fmt.Errorf("a proxy %w: delete it (ip neigh del proxy %s dev %s), or turn proxy_arp or proxy_ndp of the network off", ErrForeign, c.Proxy.IP, c.Proxy.Link)
 	}
-	return a.send(ctx, proxyMessage(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE, index).
+	return a.send(ctx, proxyMessage(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE, family(c.Proxy.IP), index).
 		attr(unix.NDA_DST, address).
 		u8(ndaProtocol, marks.RouteProtocol))
 }

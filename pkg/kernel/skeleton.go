@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 
 	"github.com/google/nftables/expr"
@@ -49,7 +50,8 @@ const (
 	portDHCPClient     = 68
 	portDHCPv6         = 547
 	portDHCPv6Client   = 546
-	typeRouterSolicit  = 133 // RFC 4861
+	stateRelated       = 1 << 2 // NF_CT_STATE_BIT(IP_CT_RELATED)
+	typeRouterSolicit  = 133    // RFC 4861
 	typeNeighbrSolicit = 135
 )
 
@@ -61,6 +63,7 @@ type set struct {
 	key     []datatype
 	value   datatype // of a map
 	counted bool     // its elements have a counter that a lookup counts in
+	ranges  bool     // its addresses are prefixes of any length
 }
 
 // chain is one chain; a base chain has a kind.
@@ -84,6 +87,12 @@ func sets() []set {
 		{name: state.SetMark, key: []datatype{typeIfname()}, value: typeMark()},
 		{name: state.SetMasq4, key: []datatype{typeIfname(), typeIPv4()}},
 		{name: state.SetMasq6, key: []datatype{typeIfname(), typeIPv6()}},
+		{name: state.SetMasqNet4, key: []datatype{typeIfname(), typeIPv4()}, ranges: true},
+		{name: state.SetMasqNet6, key: []datatype{typeIfname(), typeIPv6()}, ranges: true},
+		{name: state.SetInside4, key: []datatype{typeIPv4(), typeIPv4()}, ranges: true},
+		{name: state.SetInside6, key: []datatype{typeIPv6(), typeIPv6()}, ranges: true},
+		{name: state.SetIsolated, key: []datatype{typeIfname()}},
+		{name: state.SetItself, key: []datatype{typeIfname(), typeIfname()}},
 	}
 	for _, holds := range []string{state.SetGuard6, state.SetMasq6} {
 		for _, bits := range state.PrefixLengths {
@@ -148,7 +157,8 @@ func chains() []chain {
 			rule(fromGuest(), verdict(expr.VerdictJump, "guard")),
 			// The whole mark is set: kernels before 6.13 cannot combine it with what
 			// a map says. So it is set here, before anybody else sets a part of it.
-			rule(fromGuest(), iifname(), lookupMark(), setMark()),
+			// Other interfaces that are in the map lead to other hosts' guests.
+			rule(iifname(), lookupMark(), setMark()),
 		}},
 		// The responder's sockets have seen these; the kernel must not answer a
 		// second time ("port unreachable", another advertisement).
@@ -165,14 +175,32 @@ func chains() []chain {
 			rule(ipv4(), layer4(protoUDP), load(bothPorts(), 1), equal([]byte{0, portDHCP, 0, portDHCPClient}), verdict(expr.VerdictGoto, "rogue_server")),
 			rule(ipv6(), layer4(protoUDP), load(bothPorts(), 1), equal([]byte{portDHCPv6 >> 8, portDHCPv6 & 0xff, portDHCPv6Client >> 8, portDHCPv6Client & 0xff}), verdict(expr.VerdictGoto, "rogue_server")),
 		}},
+		// Of what is between isolated VMs and others, errors about something else pass,
+		// and what a VM sends to itself by way of the host.
+		{name: "apart", rules: [][]expr.Any{
+			rule(ctState(), masked(host32(stateRelated)), notEqual(make([]byte, 4)), verdict(expr.VerdictReturn, "")),
+			rule(iifname(), part{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2}}, lookup(state.SetItself), verdict(expr.VerdictReturn, "")),
+			rule(verdict(expr.VerdictDrop, "")),
+		}},
 		{name: "forwarding", kind: "filter", hook: hookForward, priority: priorityRaw, rules: [][]expr.Any{
 			rule(fromGuest(), layer4(protoUDP), verdict(expr.VerdictJump, "through")),
+			rule(fromGuest(), toGuest(), iifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
+			rule(fromGuest(), toGuest(), oifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
+			rule(fromGuest(), inside4(), iifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
+			rule(fromGuest(), inside6(), iifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
+			rule(toGuest(), inside4(), oifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
+			rule(toGuest(), inside6(), oifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
 		}},
 		{name: "input", kind: "filter", hook: hookInput, priority: priorityRaw, rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "from_guest")),
 		}},
 		{name: "postrouting", kind: "nat", hook: hookPostrouting, priority: prioritySourceNAT, rules: append([][]expr.Any{
+			// Within a network nothing is translated: its members know each other.
+			rule(inside4(), verdict(expr.VerdictReturn, "")),
+			rule(inside6(), verdict(expr.VerdictReturn, "")),
 			rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasq4), part{&expr.Masq{}}),
+			rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasqNet4), part{&expr.Masq{}}),
+			rule(ipv6(), oifname(), load(saddr6(), 2), lookup(state.SetMasqNet6), part{&expr.Masq{}}),
 		}, bySource(oifname(), state.SetMasq6, part{&expr.Masq{}})...)},
 	}
 	return cs
@@ -201,6 +229,7 @@ func rule(parts ...part) []expr.Any {
 func meta(key expr.MetaKey) *expr.Meta { return &expr.Meta{Key: key, Register: 1} }
 
 func fromGuest() part { return part{meta(expr.MetaKeyIIFGROUP), equal(host32(marks.LinkGroup))[0]} }
+func toGuest() part   { return part{meta(expr.MetaKeyOIFGROUP), equal(host32(marks.LinkGroup))[0]} }
 func iifname() part   { return part{meta(expr.MetaKeyIIFNAME)} }
 func oifname() part   { return part{meta(expr.MetaKeyOIFNAME)} }
 func setMark() part {
@@ -225,6 +254,7 @@ type field struct {
 func etherSource() field { return field{expr.PayloadBaseLLHeader, 6, 6} }
 func saddr4() field      { return field{expr.PayloadBaseNetworkHeader, 12, 4} }
 func daddr4() field      { return field{expr.PayloadBaseNetworkHeader, 16, 4} }
+func daddr6() field      { return field{expr.PayloadBaseNetworkHeader, 24, 16} }
 func saddr6() field      { return field{expr.PayloadBaseNetworkHeader, 8, 16} }
 func destPort() field    { return field{expr.PayloadBaseTransportHeader, 2, 2} }
 func bothPorts() field   { return field{expr.PayloadBaseTransportHeader, 0, 4} }
@@ -240,6 +270,21 @@ func between(from, to byte) part {
 		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{from}},
 		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{to}},
 	}
+}
+
+func notEqual(b []byte) part { return part{&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: b}} }
+func ctState() part          { return part{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}} }
+
+// register32 is the second of the 32-bit registers that register 1 is made of.
+const register32 = unix.NFT_REG32_00 + 1
+
+// inside4 finds what goes from and to the subnets of one network.
+func inside4() part {
+	return slices.Concat(ipv4(), load(saddr4(), 1), load(daddr4(), register32), lookup(state.SetInside4))
+}
+
+func inside6() part {
+	return slices.Concat(ipv6(), load(saddr6(), 1), load(daddr6(), 2), lookup(state.SetInside6))
 }
 
 func masked(mask []byte) part { return maskedIn(1, mask) }
@@ -318,6 +363,9 @@ func (s set) message(id uint32) message {
 	for _, t := range s.key {
 		number = number<<typeBits | t.number
 		length += (t.length + 3) &^ 3
+	}
+	if s.ranges {
+		flags |= unix.NFT_SET_INTERVAL
 	}
 	if len(s.key) > 1 {
 		flags |= setFlagConcat

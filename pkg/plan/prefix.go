@@ -120,17 +120,21 @@ func (b *builder) pools() {
 	}
 }
 
-// proxy plans that the host answers Neighbour Solicitations for an address on the
-// uplink, without the random delay that RFC 4861 §7.2.8 asks for where several
-// may answer: nobody else does.
+// proxy plans that the host answers ARP requests or Neighbour Solicitations for an
+// address on the link of the network's subnets, without the random delay that RFC
+// 4861 §7.2.8 asks for where several may answer: nobody else does.
 func (b *builder) proxy(n intent.NIC, a netip.Addr) {
-	_, uplink := Uplinks(n.Network, b.facts)
-	if !n.Network.ProxyNDP || uplink == "" || !a.Is6() {
-		return
+	lan4, lan6 := lans(n.Network, b.facts)
+	switch {
+	case a.Is4() && n.Network.ProxyARP && lan4 != "":
+		b.state.Proxies[state.NeighKey{Link: lan4, IP: a}] = struct{}{}
+		b.state.Sysctls["net/ipv4/neigh/"+lan4+"/proxy_delay"] = "0"
+		b.speaksARP(lan4)
+	case a.Is6() && n.Network.ProxyNDP && lan6 != "":
+		b.state.Proxies[state.NeighKey{Link: lan6, IP: a}] = struct{}{}
+		b.state.Sysctls["net/ipv6/conf/"+lan6+"/proxy_ndp"] = "1"
+		b.state.Sysctls["net/ipv6/neigh/"+lan6+"/proxy_delay"] = "0"
 	}
-	b.state.Proxies[state.NeighKey{Link: uplink, IP: a}] = struct{}{}
-	b.state.Sysctls["net/ipv6/conf/"+uplink+"/proxy_ndp"] = "1"
-	b.state.Sysctls["net/ipv6/neigh/"+uplink+"/proxy_delay"] = "0"
 }
 
 // advertised are the prefixes that the responder speaks of.

@@ -35,6 +35,7 @@ func (b *builder) networks(used map[string]bool) bool {
 			continue
 		}
 		any = true
+		b.subnets(n)
 		if i := slices.Index(b.tables, n.Table); i >= 0 && i < marks.RulePriorityRange {
 			b.rules(i, n.Table)
 			b.table(n)
@@ -122,6 +123,72 @@ func (b *builder) table(n config.Network) {
 			// does not look.
 			b.state.Sysctls["net/ipv4/conf/"+uplink+"/rp_filter"] = "2"
 		}
+	}
+}
+
+// lans names the interfaces that a network's subnets are on, per family; "" when
+// there is none.
+func lans(n config.Network, f Facts) (lan4, lan6 string) {
+	if n.Downlink != "" {
+		return n.Downlink, n.Downlink
+	}
+	return Uplinks(n, f)
+}
+
+// speaksARP plans that the host asks on a link with an address that it has there,
+// and answers for no other of its own: the gateway that guests see is not the
+// neighbours' business.
+func (b *builder) speaksARP(link string) {
+	b.state.Sysctls["net/ipv4/conf/"+link+"/arp_announce"] = "2"
+	b.state.Sysctls["net/ipv4/conf/"+link+"/arp_ignore"] = "1"
+}
+
+// subnets plans how the network's members find each other: its subnets are on one
+// link, on which this host may have addresses. Behind a downlink this host is their
+// router: what they send to the world leaves, and is translated, as what VMs send.
+func (b *builder) subnets(n config.Network) {
+	lan4, lan6 := lans(n, b.facts)
+	up4, up6 := Uplinks(n, b.facts)
+	for _, net := range n.Subnets {
+		lan, uplink, inside, masq := lan4, up4, state.SetInside4, state.SetMasqNet4
+		if net.Addr().Is6() {
+			lan, uplink, inside, masq = lan6, up6, state.SetInside6, state.SetMasqNet6
+			if b.facts.NoIPv6 {
+				continue
+			}
+		}
+		for _, other := range n.Subnets {
+			if other.Addr().Is4() == net.Addr().Is4() {
+				b.elem(state.Elem{Set: inside, Addr: net, Peer: other})
+			}
+		}
+		if n.Downlink != "" && uplink != "" && masqueraded(n.NAT, net.Addr()) {
+			b.elem(state.Elem{Set: masq, Link: uplink, Addr: net})
+		}
+		link := b.facts.Links[lan]
+		has := slices.ContainsFunc(link.Addrs, func(a netip.Prefix) bool { return a.Masked() == net })
+		if link.Up && (n.OwnTable() || !has) { // in main the kernel has it
+			b.hostRoute(state.Route{Dst: net, Table: tableOf(n), Link: lan})
+		}
+	}
+	for _, a := range n.Addrs {
+		lan := lan4
+		if a.Is6() {
+			lan = lan6
+		}
+		link, there := b.facts.Links[lan]
+		if !there || a.Is6() && b.facts.NoIPv6 {
+			continue
+		}
+		if a.Is4() {
+			b.speaksARP(lan)
+		}
+		if !slices.ContainsFunc(link.Addrs, func(p netip.Prefix) bool { return p.Addr() == a }) { // or it is the administrator's
+			b.gatewayAddr(lan, a, a.BitLen())
+		}
+	}
+	if i := slices.Index(b.tables, n.Table); n.Downlink != "" && i >= 0 && i < marks.RulePriorityRange {
+		b.elem(state.Elem{Set: state.SetMark, Link: n.Downlink, Mark: markOf(i)})
 	}
 }
 

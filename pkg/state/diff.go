@@ -360,6 +360,7 @@ func compareElem(a, b Elem) int {
 		cmp.Compare(b.Addr.Bits(), a.Addr.Bits()), // what is one set in the kernel stays together
 		strings.Compare(a.Link, b.Link),
 		a.Addr.Compare(b.Addr),
+		a.Peer.Compare(b.Peer),
 		slices.Compare(a.MAC[:], b.MAC[:]),
 		cmp.Compare(a.Mark, b.Mark),
 	)

@@ -63,7 +63,7 @@ func ParseAlias(s string) (uuid string, guest mac.Addr, ok bool) {
 // SysctlLink is the link whose setting a path below /proc/sys is, "" when it
 // is the whole host's.
 func SysctlLink(path string) string {
-	for _, p := range []string{"net/ipv4/conf/", "net/ipv6/conf/", "net/ipv6/neigh/"} {
+	for _, p := range []string{"net/ipv4/conf/", "net/ipv6/conf/", "net/ipv4/neigh/", "net/ipv6/neigh/"} {
 		if rest, ok := strings.CutPrefix(path, p); ok {
 			link, _, _ := strings.Cut(rest, "/")
 			if link == "all" || link == "default" {

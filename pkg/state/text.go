@@ -97,10 +97,19 @@ func (r Rule) String() string {
 
 // String is the element like "nft list set" prints it, with the set's name.
 func (e Elem) String() string {
-	s := e.Set + " { \"" + e.Link + "\""
-	if e.Addr.IsValid() {
-		s += " . " + prefixString(e.Addr)
+	var key []string
+	if e.Link != "" {
+		key = append(key, strconv.Quote(e.Link))
 	}
+	if e.Set == SetItself {
+		key = append(key, strconv.Quote(e.Link))
+	}
+	for _, p := range []netip.Prefix{e.Addr, e.Peer} {
+		if p.IsValid() {
+			key = append(key, prefixString(p))
+		}
+	}
+	s := e.Set + " { " + strings.Join(key, " . ")
 	if !e.MAC.IsZero() {
 		s += " . " + e.MAC.String()
 	}
@@ -249,8 +258,9 @@ type RouteDocument struct {
 // ElemDocument is an Elem in JSON.
 type ElemDocument struct {
 	Set     string        `json:"set"`
-	Link    string        `json:"link"`
+	Link    string        `json:"link,omitempty"`
 	Address *netip.Prefix `json:"address,omitempty"`
+	Peer    *netip.Prefix `json:"peer,omitempty"`
 	MAC     *mac.Addr     `json:"mac,omitempty"`
 	Mark    uint32        `json:"mark,omitempty"`
 }
@@ -306,6 +316,9 @@ func (s State) Document() Document {
 		doc := ElemDocument{Set: e.Set, Link: e.Link, Mark: e.Mark}
 		if e.Addr.IsValid() {
 			doc.Address = &e.Addr
+		}
+		if e.Peer.IsValid() {
+			doc.Peer = &e.Peer
 		}
 		if !e.MAC.IsZero() {
 			doc.MAC = &e.MAC

@@ -14,9 +14,9 @@ import (
 type State struct {
 	Links   map[string]Link       // bridges, by name
 	Sysctls map[string]string     // path below /proc/sys, e.g. net/ipv6/conf/s32-web1/accept_ra
-	Addrs   map[Addr]struct{}     // gateway addresses on bridges
+	Addrs   map[Addr]struct{}     // gateway addresses on bridges, and addresses of the host with protocol 32 elsewhere
 	Neighs  map[NeighKey]mac.Addr // permanent neighbours on bridges
-	Proxies map[NeighKey]struct{} // addresses that the host answers Neighbour Solicitations for on an uplink (NTF_PROXY)
+	Proxies map[NeighKey]struct{} // addresses that the host answers ARP and Neighbour Solicitations for on an uplink (NTF_PROXY)
 	Routes  map[Route]struct{}    // protocol 32, any table
 	Rules   map[Rule]struct{}     // protocol 32
 	// Skeleton names the version of the static part of table inet slash32: ""
@@ -85,7 +85,8 @@ type Rule struct {
 type Elem struct {
 	Set  string       // one of the Set... names
 	Link string       // ifname part of the key
-	Addr netip.Prefix // address part of the key: an address or, in SetGuard6 and SetMasq6, one of PrefixLengths
+	Addr netip.Prefix // address part of the key: an address; in SetGuard6 and SetMasq6 also one of PrefixLengths; in SetInside and SetMasqNet any prefix
+	Peer netip.Prefix // destination part of the key, in SetInside
 	MAC  mac.Addr     // ether part of the key
 	Mark uint32       // value, in SetMark
 }
@@ -102,6 +103,13 @@ const (
 	SetSpoof6   = "spoof6"    // ifname, with a counter: dropped for their IPv6 source
 	SetSpoofMAC = "spoof_mac" // ifname, with a counter: dropped for their MAC
 	SetRogue    = "rogue"     // ifname, with a counter: dropped as a DHCP server's
+
+	SetInside4  = "inside4"   // ipv4 prefix . ipv4 prefix: from and to the subnets of one network
+	SetInside6  = "inside6"   // the same for IPv6
+	SetMasqNet4 = "masq_net4" // ifname (uplink) . ipv4 prefix: masquerade what other hosts' guests send
+	SetMasqNet6 = "masq_net6" // the same for IPv6
+	SetIsolated = "isolated"  // ifname: a bridge that no other VM is reached from or reaches
+	SetItself   = "itself"    // ifname . ifname: one of those, twice
 )
 
 // PrefixLengths are the lengths of the prefixes that sources are looked for by,
