@@ -3,11 +3,14 @@ package kernel_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/plan"
@@ -135,4 +138,71 @@ func unreachable(f []byte) bool {
 		return f[23] == unix.IPPROTO_ICMP && f[34] == 3
 	}
 	return f[20] == unix.IPPROTO_ICMPV6 && f[54] == 1
+}
+
+// member plans a host that is a network's router, with VMs that it keeps apart.
+func member(t *testing.T, k *kernel.Kernel) state.State {
+	t.Helper()
+	c := hostConfig()
+	n := c.Networks["other"]
+	n.Uplink, n.Downlink, n.NAT, n.Isolate, n.ProxyARP, n.ProxyNDP = "wan0", "wan2", config.NATAll, true, true, true
+	n.Router4, n.Router6 = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fe80::77")
+	n.Subnets = netips("10.1.0.0/24 192.0.2.0/25 2001:db8::/64")
+	n.Addrs = []netip.Addr{netip.MustParseAddr("10.1.0.254"), netip.MustParseAddr("2001:db8::fe")}
+	c.Networks["other"] = n
+	list := vms(3)
+	for i := range list {
+		list[i].NICs[0].Network = c.Networks["other"]
+	}
+	f, err := k.Facts(context.Background(), plan.Interfaces(c)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan.Build(list, c, f).State
+}
+
+// TestNetworkDrift has somebody undo each kind of thing that is a network's.
+func TestNetworkDrift(t *testing.T) {
+	l := newLab(t)
+	run(t, "ip address add 10.1.0.253/32 dev wan2") // somebody else's
+	want := member(t, l.k)
+	converge(t, l.k, want)
+	for _, tt := range []struct{ do, want string }{
+		{"ip address del 10.1.0.254/32 dev wan2", "add address 10.1.0.254/32 dev wan2"},
+		{"ip address del 2001:db8::fe/128 dev wan2", "add address 2001:db8::fe/128 dev wan2"},
+		{"ip route del default table 100 proto 32", "add route 0.0.0.0/0 via 192.0.2.1 dev wan0 table 100"},
+		{"ip route replace default via 192.0.2.9 dev wan0 table 100 proto 32 metric 2048", "replace route 0.0.0.0/0 via 192.0.2.1 dev wan0 table 100"},
+		{"ip -6 route del default table 100 proto 32", "add route ::/0 via fe80::77 dev wan0 table 100"},
+		{"ip route del 10.1.0.0/24 table 100", "add route 10.1.0.0/24 dev wan2 table 100"},
+		{"ip rule del pref 32600", "add rule -4 32600: from all fwmark 0x200000/0x3fe00000 unreachable"},
+		{"ip -6 rule add pref 32601 fwmark 0x400000/0x3fe00000 unreachable proto 32", "delete rule -6 32601: from all fwmark 0x400000/0x3fe00000 unreachable"},
+		{"ip neigh del proxy 10.1.0.1 dev wan2", "add proxy 10.1.0.1 dev wan2"},
+		{"ip neigh add proxy 10.1.0.77 dev wan2 proto 32", "delete proxy 10.1.0.77 dev wan2"},
+		{"nft delete element inet slash32 inside4 { 10.1.0.0/24 . 192.0.2.0/25 }", "add element inside4 { 10.1.0.0/24 . 192.0.2.0/25 }"},
+		{"nft add element inet slash32 inside6 { fd00::-fd00::5 . fd01::/64 }", "delete element inside6 { fd00:: . fd01::/64 }"},
+		{"nft flush set inet slash32 masq_net4", `add element masq_net4 { "wan0" . 10.1.0.0/24 }`},
+		{`nft add element inet slash32 masq_net6 { "wan0" . fd00:5::/49 }`, `delete element masq_net6 { "wan0" . fd00:5::/49 }`},
+		{"nft flush set inet slash32 isolated", `add element isolated { "s32-vm0" }`},
+		{"nft flush set inet slash32 itself", `add element itself { "s32-vm0" . "s32-vm0" }`},
+		{"nft delete element inet slash32 marks { wan2 }", `add element marks { "wan2" : 0x00200000 }`},
+		{"sysctl -qw net.ipv4.conf.wan2.arp_ignore=0", "arp_ignore = 1 (was: 0)"},
+		{"sysctl -qw net.ipv4.neigh.wan2.proxy_delay=80", "proxy_delay = 0 (was: 80)"},
+	} {
+		drift(t, l.k, []string{tt.do})
+		changes := converge(t, l.k, want)
+		if s := fmt.Sprint(changes); !strings.Contains(s, tt.want) {
+			t.Errorf("%s: no change with %q in %s", tt.do, tt.want, s)
+		}
+	}
+
+	// Nothing stays but what is somebody else's.
+	converge(t, l.k, state.New())
+	if out := run(t, "ip address show dev wan2"); !strings.Contains(out, "10.1.0.253/32") || strings.Contains(out, "10.1.0.254") {
+		t.Errorf("addresses of the interface afterwards:\n%s", out)
+	}
+	for _, line := range []string{"nft list ruleset", "ip neigh show proxy", "ip -6 neigh show proxy", "ip route show table all proto 32", "ip -6 route show table all proto 32"} {
+		if out := run(t, line); out != "" {
+			t.Errorf("%s: something is left: %s", line, out)
+		}
+	}
 }
