@@ -122,6 +122,7 @@ const (
 	WUplink       Code = "W208" // no default route, so no uplink to masquerade to
 	WLease        Code = "W209" // a lease of another server's cannot be used
 	WBootLoop     Code = "W210" // iPXE is booted, and nothing says what iPXE boots
+	WLink         Code = "W220" // an interface that a network names does not do what is wanted of it
 	WNoPool       Code = "W211" // the network's IPv6 pool has no prefix yet
 
 	// What package doctor finds of the host's other programs and settings.

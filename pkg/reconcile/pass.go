@@ -131,6 +131,7 @@ func (p *pass) locked(ctx context.Context) error {
 		return err
 	}
 	p.warn(have)
+	p.warnLinks()
 	want := p.keep(have)
 	p.changes = state.Diff(have, want)
 	p.repair = len(p.changes) > 0 && len(state.Diff(p.wanted, want)) == 0

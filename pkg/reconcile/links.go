@@ -1,0 +1,84 @@
+package reconcile
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/plan"
+	"github.com/slash32/slash32/pkg/problem"
+)
+
+// warnLinks finds networks, of those that VMs are in or that have subnets, whose
+// interfaces do not do what the configuration wants of them.
+func (p *pass) warnLinks() {
+	used := map[string]bool{}
+	for _, v := range p.vms {
+		for _, n := range v.intent.NICs {
+			used[n.Network.Name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.config.Networks)) {
+		n := p.config.Networks[name]
+		if !used[name] && len(n.Subnets) == 0 {
+			continue
+		}
+		if n.Uplink != "auto" {
+			p.warnLink(name, "uplink", n.Uplink)
+		}
+		if n.Downlink != "" {
+			p.warnLink(name, "downlink", n.Downlink)
+		}
+		p.warnWayOut(n)
+		p.warnAsking(n)
+	}
+}
+
+func (p *pass) warnLink(network, key, link string) {
+	l, there := p.facts.Links[link]
+	switch {
+	case !there:
+		p.warnings = append(p.warnings, problem.Problem{
+			Code: problem.WLink, What: fmt.Sprintf("network %s: there is no interface %s, its %s", network, link, key),
+			Fix: "make it, or name another one",
+		})
+	case !l.Up:
+		p.warnings = append(p.warnings, problem.Problem{
+			Code: problem.WLink, What: fmt.Sprintf("network %s: %s, its %s, is down", network, link, key),
+			Fix: "ip link set " + link + " up",
+		})
+	}
+}
+
+// warnWayOut finds a table of its own without a default route in either family.
+func (p *pass) warnWayOut(n config.Network) {
+	if !n.OwnTable() || n.Router4.IsValid() || n.Router6.IsValid() {
+		return
+	}
+	up4, up6 := plan.Uplinks(n, p.facts)
+	l4, l6 := p.facts.Links[up4], p.facts.Links[up6]
+	if (l4.Up || l6.Up) && !l4.Router4.Found && !l6.Router6.Found {
+		p.warnings = append(p.warnings, problem.Problem{
+			Code: problem.WLink, What: fmt.Sprintf("network %s: main has no default route over %s, so its table has none either and its VMs are cut off from the world", n.Name, n.Uplink),
+			Fix: "name its routers (router4, router6), or none if something else fills the table",
+		})
+	}
+}
+
+// warnAsking finds an interface on which the host would have to ask with an address
+// of another one.
+func (p *pass) warnAsking(n config.Network) {
+	link := n.Lan()
+	l, there := p.facts.Links[link]
+	is4 := func(a netip.Addr) bool { return a.Is4() }
+	if !there || !n.ProxyARP || slices.ContainsFunc(n.Addrs, is4) ||
+		slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return is4(a.Addr()) }) {
+		return
+	}
+	p.warnings = append(p.warnings, problem.Problem{
+		Code: problem.WLink, What: fmt.Sprintf("network %s: the host has no IPv4 address on %s, so its ARP requests there come from an address of another interface, which some routers do not answer", n.Name, link),
+		Fix: "give it one of the subnet's (addresses)",
+	})
+}
