@@ -89,8 +89,8 @@ func TestParseFull(t *testing.T) {
 				{Line: 12, Net: p("2001:db8:1:a0::/60"), Mode: "delegate", Length: 64},
 			},
 			DNS: []netip.Addr{a("9.9.9.9")}, Search: []string{"example.org"}, NTP: []netip.Addr{a("203.0.113.1")},
-			Routes: []netip.Prefix{p("10.20.0.0/16")}, NAT: "masquerade",
-			Forwards: []annotation.Forward{{Line: 16, Proto: "tcp", Port: 8022, To: 22}},
+			Routes: []netip.Prefix{p("10.20.0.0/16")}, NAT: "masquerade", NATLine: 15,
+			Forwards: []annotation.Forward{{Line: 16, Proto: "tcp", Port: 8022, Last: 8022, To: 22, Family: "both"}},
 			Boots:    []annotation.Boot{{Line: 17, Server: netip.MustParseAddr("203.0.113.5"), File: "ipxe.efi"}},
 		}}},
 	}
@@ -123,7 +123,7 @@ interface:
 	if len(ps) > 0 {
 		t.Fatal(ps)
 	}
-	lines := cmp.FilterPath(func(p cmp.Path) bool { n := p.Last().String(); return n == ".Line" || n == ".File" }, cmp.Ignore())
+	lines := cmp.FilterPath(func(p cmp.Path) bool { n := p.Last().String(); return n == ".Line" || n == ".NATLine" || n == ".File" }, cmp.Ignore())
 	if d := cmp.Diff(d.Network, y, byValue, lines); d != "" {
 		t.Error(d)
 	}

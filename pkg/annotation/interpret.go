@@ -49,6 +49,7 @@ const (
 	MaxRoutes     = 16
 	MaxPrefixes   = 16
 	MaxForwards   = 64
+	MaxPorts      = 1024 // that one <forward> has
 	MaxBoots      = 8
 	MaxOptions    = 32
 	MaxRelays     = 4
@@ -80,8 +81,8 @@ var leafAttrs = map[string][]string{
 	"search":  {"domain"},
 	"ntp":     {"server"},
 	"route":   {"to"},
-	"nat":     {"mode"},
-	"forward": {"port", "to", "proto"},
+	"nat":     {"mode", "to", "public"},
+	"forward": {"port", "to", "proto", "family", "addr"},
 	"boot":    {"file", "server", "for", "once"},
 	"option":  {"code", "type", "value", "force"},
 	"relay":   {"server"},
@@ -154,7 +155,7 @@ func (in *interpreter) short(i *Interface, a attr) {
 	case "network", "client", "mtu":
 		in.ifaceAttr(i, a)
 	case "nat":
-		i.NAT = in.nat(a)
+		in.nat(i, a.line, map[string]attr{"mode": a})
 	case "ipv4", "ipv6":
 		for _, v := range in.list(a, MaxAddresses) {
 			if v == "auto" && a.name == "ipv6" {
@@ -252,10 +253,7 @@ func (in *interpreter) iface(e element) Interface {
 				in.add(problem.EDuplicate, k.line, "a second "+in.tag("nat")+" in one "+in.tag("interface"), "keep one")
 			}
 			nat = true
-			i.NAT = "masquerade"
-			if has {
-				i.NAT = in.nat(main)
-			}
+			in.nat(&i, k.line, got)
 		case "forward":
 			if f, ok := in.forward(k, got); ok && in.room(k, len(i.Forwards), MaxForwards) {
 				i.Forwards = append(i.Forwards, f)

@@ -6,6 +6,7 @@ package annotation
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/google/uuid"
 
@@ -61,7 +62,9 @@ type Interface struct {
 	Search    []string
 	NTP       []netip.Addr
 	Routes    []netip.Prefix // handed to the guest, via its gateway
-	NAT       string         // "", "none", "masquerade"
+	NAT       string         // "", "none", "masquerade", "snat" or "one-to-one"
+	NATTo     []netip.Addr   // with the last two: to what, at most one of each family
+	NATLine   int
 	Forwards  []Forward
 	Boots     []Boot
 	Options   []Option
@@ -94,11 +97,22 @@ func (p Prefix) String() string {
 	return p.Net.String()
 }
 
-// Forward is one <forward proto=... port=... to=.../>.
+// Forward is one <forward proto=... port=... to=... family=... addr=.../>.
 type Forward struct {
-	Line     int
-	Proto    string
-	Port, To uint16
+	Line       int
+	Proto      string     // tcp, udp or both
+	Port, Last uint16     // the host's ports, from the first to the last
+	To         uint16     // the guest's port for the first of them
+	Family     string     // ipv4, ipv6 or both
+	Addr       netip.Addr // of the host; not valid: each of them
+}
+
+// Ports are the host's ports as they are written: "8022" or "8022-8030".
+func (f Forward) Ports() string {
+	if f.Port == f.Last {
+		return strconv.Itoa(int(f.Port))
+	}
+	return fmt.Sprintf("%d-%d", f.Port, f.Last)
 }
 
 // Boot is <boot for=... file=... server=... once=.../>: what one kind of

@@ -270,45 +270,6 @@ func (in *interpreter) prefixDetails(out *Prefix, bits int, got map[string]attr)
 	return true
 }
 
-func (in *interpreter) nat(a attr) string {
-	switch a.value {
-	case "snat":
-		in.add(problem.EUnsupported, a.line, a.name+` "snat": this version does not translate to a fixed address`, "write masquerade or none")
-		return ""
-	case "private", "all":
-		in.bad(a, a.value, "is a network's setting in slash32.yaml", "write masquerade or none, or leave it out to do as the network says")
-		return ""
-	}
-	return in.word(a, "none", "masquerade")
-}
-
-func (in *interpreter) forward(e element, got map[string]attr) (Forward, bool) {
-	f := Forward{Line: e.line, Proto: "tcp"}
-	if a, ok := got["proto"]; ok {
-		if f.Proto = in.word(a, "tcp", "udp"); f.Proto == "" {
-			return f, false
-		}
-	}
-	var ok bool
-	if f.Port, ok = in.port(got["port"]); !ok {
-		return f, false
-	}
-	f.To = f.Port
-	if a, has := got["to"]; has {
-		f.To, ok = in.port(a)
-	}
-	return f, ok
-}
-
-func (in *interpreter) port(a attr) (uint16, bool) {
-	v, err := strconv.ParseUint(a.value, 10, 16)
-	if err != nil || v == 0 {
-		in.bad(a, a.value, "is not a port from 1 to 65535", "write a number, like 22")
-		return 0, false
-	}
-	return uint16(v), true
-}
-
 // hostname reads one label (RFC 1123 §2.1).
 func (in *interpreter) hostname(a attr) string {
 	if names.Label(a.value) {

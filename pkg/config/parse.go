@@ -193,14 +193,7 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 	case "lease":
 		p.duration(e, &n.Lease, MinLease, MaxLease, time.Second)
 	case "nat":
-		v, ok := p.scalar(e)
-		if ok && (v == "snat" || strings.HasPrefix(v, "snat ")) {
-			p.add(problem.EUnsupported, e.Line, p.key("nat")+": this version does not translate to a fixed address", "use none, private or all")
-			return
-		}
-		nat := string(n.NAT)
-		p.word(e, &nat, string(NATNone), string(NATPrivate), string(NATAll))
-		n.NAT = NAT(nat)
+		p.nat(e, n)
 	case "announce":
 		p.boolean(e, &n.Announce)
 	case "isolate":

@@ -36,8 +36,8 @@ type Network struct {
 	MTU      uint16 // 0: auto, the NIC's, else the uplink's
 	Lease    time.Duration
 	NAT      NAT
-	SNAT     netip.Addr // with NATSource
-	Announce bool       // routes carry our protocol number; false: they stay local (RouteProtocol is kept, the table is not exported; see plan)
+	SNAT     []netip.Addr // with NATSource, at most one of each family
+	Announce bool         // routes carry our protocol number; false: they stay local (RouteProtocol is kept, the table is not exported; see plan)
 	Isolate  bool
 	Conflict string // "refuse" or "warn": what follows when somebody outside of this host has a VM's address
 
@@ -104,6 +104,7 @@ const (
 	NATNone    NAT = "none"
 	NATPrivate NAT = "private" // masquerade private, shared (100.64/10) and ULA sources
 	NATAll     NAT = "all"
+	NATSource  NAT = "snat" // to the addresses in SNAT; a family that has none there as with NATPrivate
 )
 
 // Table is a routing table. Main is 254.
