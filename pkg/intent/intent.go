@@ -56,6 +56,7 @@ type builder struct {
 	config   config.Config
 	seen     map[netip.Addr]int // addresses so far, and their lines
 	nets     []netip.Prefix     // prefixes so far
+	forwards []annotation.Forward
 	problems problem.List
 }
 
@@ -139,7 +140,6 @@ func (b *builder) macs() string {
 
 func (b *builder) nic(n annotation.NIC, i annotation.Interface) NIC {
 	b.checkNIC(n)
-	b.unsupported(i)
 	net, ok := b.profile(i)
 	out := NIC{
 		MAC: n.MAC, Bridge: n.Bridge, Network: net, Lease: net.Lease, Routes: i.Routes, Line: i.Line,
@@ -154,13 +154,6 @@ func (b *builder) nic(n annotation.NIC, i annotation.Interface) NIC {
 	}
 	if n.Bridge != "" && n.Bridge == net.Uplink {
 		b.addXML(problem.EBridgeShared, n.Line, fmt.Sprintf("bridge %s is the uplink of network %s", n.Bridge, net.Name), b.bridgeFix())
-	}
-	out.NAT = net.NAT
-	switch i.NAT {
-	case "none":
-		out.NAT = config.NATNone
-	case "masquerade":
-		out.NAT = config.NATAll
 	}
 	for _, a := range i.Addresses {
 		if line, twice := b.seen[a.IP]; twice {
@@ -179,6 +172,7 @@ func (b *builder) nic(n annotation.NIC, i annotation.Interface) NIC {
 		}
 	}
 	b.prefixes(&out, i)
+	b.nat(&out, i)
 	if len(i.Addresses)+len(i.Prefixes) == 0 && !i.Auto6 && len(out.Relay.Servers) == 0 {
 		b.add(problem.EValue, i.Line, "no address for the NIC "+b.describe(n), `write ipv4="203.0.113.42" or ipv6="2001:db8::42" on <network>, or <address ip="..."/> in its <interface>`)
 	}
@@ -255,13 +249,6 @@ func (b *builder) profile(i annotation.Interface) (config.Network, bool) {
 	}
 	b.add(problem.ENetwork, i.Line, "the configuration has no network "+problem.Quote(name), fix)
 	return config.Network{}, false
-}
-
-// unsupported refuses what is in the schema but not in this version.
-func (b *builder) unsupported(i annotation.Interface) {
-	for _, f := range i.Forwards {
-		b.add(problem.EUnsupported, f.Line, fmt.Sprintf("forward of port %s/%d: this version does not forward ports", f.Proto, f.Port), "remove it, and give the VM a public address")
-	}
 }
 
 // bootLoop warns of an iPXE that is loaded and has nothing to load: it is not
@@ -378,7 +365,8 @@ type owner struct {
 	nic *NIC
 }
 
-// Conflicts finds what vm claims and another VM has: addresses, prefixes and bridges.
+// Conflicts finds what vm claims and another VM has: addresses, prefixes, bridges and
+// forwarded ports.
 // Another VM is one with another UUID.
 func Conflicts(vm VM, others []VM) problem.List {
 	addrs, bridges := map[netip.Addr]owner{}, map[string]owner{}
@@ -420,5 +408,5 @@ func Conflicts(vm VM, others []VM) problem.List {
 			})
 		}
 	}
-	return append(ps, overlaps(vm, nets)...)
+	return slices.Concat(ps, overlaps(vm, nets), ports(vm, others))
 }

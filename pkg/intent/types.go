@@ -48,7 +48,10 @@ type NIC struct {
 	Routes    []netip.Prefix
 	Lease     time.Duration
 	NAT       config.NAT
-	Client    string // "auto", "routed" or "classic"
+	SNAT      []netip.Addr         // with NATSource: to what, at most one of each family
+	Public    []netip.Addr         // each stands for the NIC's first address of its family
+	Forwards  []annotation.Forward // of families that the NIC has
+	Client    string               // "auto", "routed" or "classic"
 	Boots     []annotation.Boot
 	Options   []annotation.Option
 	Portal    string
@@ -91,5 +94,7 @@ func (n NIC) IPv6() bool {
 	return len(n.Addrs6) > 0 || n.Auto6 || len(n.Prefixes) > 0 || n.Relays6()
 }
 
-// Addrs are all addresses of the NIC.
-func (n NIC) Addrs() []netip.Addr { return slices.Concat(n.Addrs4, n.Addrs6, n.Old6, n.Leased) }
+// Addrs are all addresses of the NIC, with those that stand for them.
+func (n NIC) Addrs() []netip.Addr {
+	return slices.Concat(n.Addrs4, n.Addrs6, n.Old6, n.Leased, n.Public)
+}

@@ -114,6 +114,7 @@ const (
 	ENetwork      Code = "E111" // no such network in the configuration
 	EConfig       Code = "E112" // the host's configuration is wrong
 	EPoolFull     Code = "E113" // the network's IPv6 pool has no room for what is asked with auto
+	EPortInUse    Code = "E115" // a port of the host's is forwarded to another VM
 	EUnsupported  Code = "E120" // part of the schema that this version does not do
 	EStart        Code = "E130" // the responder or bridge could not be set up
 	WAddressInUse Code = "W101" // somebody else has the address, and the network says to start all the same
