@@ -95,10 +95,21 @@ func (d *differ) deletes() {
 
 	if !d.skeletonGoes() && !d.skeletonComes() {
 		gone := without(d.have.Elems, d.want.Elems, compareElem)
-		keys := marked(d.want.Elems)
+		keys := valued(d.want.Elems)
 		for _, e := range gone {
 			if _, stays := keys[e.key()]; !stays {
 				d.add(Change{Verb: Delete, Elem: &e})
+			}
+		}
+		// Connections go on by what was looked up when they began. Those that are
+		// made between these two see no element of what goes.
+		flushed := map[netip.Prefix]bool{}
+		for _, p := range flush {
+			flushed[p] = true
+		}
+		for _, e := range gone {
+			if _, stays := keys[e.key()]; !stays && e.To.IsValid() && !flushed[e.guest()] {
+				d.add(Change{Verb: Flush, Translation: &e})
 			}
 		}
 	}
@@ -226,13 +237,21 @@ func (d *differ) elems() {
 	if d.elemsDone {
 		return
 	}
-	keys := marked(d.have.Elems)
+	keys := valued(d.have.Elems)
+	var flush []Elem
 	for _, e := range without(d.want.Elems, d.have.Elems, compareElem) {
-		if old, there := keys[e.key()]; there {
-			d.add(Change{Verb: Replace, Was: old.String(), Elem: &e})
-		} else {
+		old, there := keys[e.key()]
+		if !there {
 			d.add(Change{Verb: Add, Elem: &e})
+			continue
 		}
+		d.add(Change{Verb: Replace, Was: old.String(), Elem: &e})
+		if old.To.IsValid() {
+			flush = append(flush, old)
+		}
+	}
+	for _, e := range flush {
+		d.add(Change{Verb: Flush, Translation: &e})
 	}
 }
 
@@ -325,18 +344,26 @@ func (l Link) diff(want Link) string {
 	return strings.Join(s, " ")
 }
 
+// guest is the guest's side of an element that translates.
+func (e Elem) guest() netip.Prefix {
+	if e.Set == SetSNAT4 || e.Set == SetSNAT6 {
+		return e.Addr
+	}
+	return host(e.To.Addr())
+}
+
 // key is the element without its value.
 func (e Elem) key() Elem {
-	e.Mark = 0
+	e.Mark, e.To = 0, netip.AddrPort{}
 	return e
 }
 
-// marked finds the elements that have a value by their key: the others are
+// valued finds the elements that have a value by their key: the others are
 // their key.
-func marked(m map[Elem]struct{}) map[Elem]Elem {
+func valued(m map[Elem]struct{}) map[Elem]Elem {
 	keys := map[Elem]Elem{}
 	for e := range m {
-		if e.Mark != 0 {
+		if e.key() != e {
 			keys[e.key()] = e
 		}
 	}
@@ -362,7 +389,10 @@ func compareElem(a, b Elem) int {
 		a.Addr.Compare(b.Addr),
 		a.Peer.Compare(b.Peer),
 		slices.Compare(a.MAC[:], b.MAC[:]),
+		cmp.Compare(a.Proto, b.Proto),
+		cmp.Compare(a.Port, b.Port),
 		cmp.Compare(a.Mark, b.Mark),
+		a.To.Compare(b.To),
 	)
 }
 

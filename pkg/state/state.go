@@ -174,8 +174,8 @@ func keepCovers(want *State, have State, link string) {
 	}
 }
 
-// copyLink copies what is the link's. Masquerade elements and proxies carry the
-// uplink's name, so they are known by the address.
+// copyLink copies what is the link's. Elements that translate and proxies carry the
+// uplink's name or none, so they are known by the guest's address.
 func copyLink(out *State, s State, link string) {
 	if l, ok := s.Links[link]; ok {
 		out.Links[link] = l
@@ -243,13 +243,16 @@ func (s State) addresses(link string) map[netip.Prefix]bool {
 }
 
 func elemOf(e Elem, link string, own map[netip.Prefix]bool) bool {
-	if e.Set == SetMasq4 || e.Set == SetMasq6 {
+	switch e.Set {
+	case SetMasq4, SetMasq6, SetSNAT4, SetSNAT6:
 		return own[e.Addr]
+	case SetForward4, SetForward6, SetPublic4, SetPublic6:
+		return own[host(e.To.Addr())]
 	}
 	return e.Link == link
 }
 
-// Split returns the parts of an IPv6 prefix that SetGuard6 and SetMasq6 have
+// Split returns the parts of an IPv6 prefix that SetGuard6, SetMasq6 and SetSNAT6 have
 // elements for: itself when its length is one of PrefixLengths, else those of the
 // next longer one, at most 8. For a prefix longer than /64 or shorter than /45
 // there are none.

@@ -109,14 +109,33 @@ func (e Elem) String() string {
 			key = append(key, prefixString(p))
 		}
 	}
-	s := e.Set + " { " + strings.Join(key, " . ")
 	if !e.MAC.IsZero() {
-		s += " . " + e.MAC.String()
+		key = append(key, e.MAC.String())
 	}
+	if e.Proto != 0 {
+		key = append(key, protocol(e.Proto), strconv.Itoa(int(e.Port)))
+	}
+	s := e.Set + " { " + strings.Join(key, " . ")
 	if e.Set == SetMark {
 		s += fmt.Sprintf(" : %#08x", e.Mark)
 	}
+	if e.To.IsValid() {
+		s += " : " + e.To.Addr().String()
+		if e.To.Port() != 0 {
+			s += " . " + strconv.Itoa(int(e.To.Port()))
+		}
+	}
 	return s + " }"
+}
+
+func protocol(p uint8) string {
+	switch p {
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	}
+	return strconv.Itoa(int(p))
 }
 
 func tableName(t uint32) string {
@@ -148,6 +167,8 @@ func (c Change) String() string {
 		s += "table inet " + marks.NftTable + " " + *c.Skeleton
 	case c.Elem != nil:
 		s += "element " + c.Elem.String()
+	case c.Translation != nil:
+		s += "connections by " + c.Translation.String()
 	case c.Flow != nil:
 		s += "connections of " + prefixString(*c.Flow)
 	}
@@ -262,7 +283,11 @@ type ElemDocument struct {
 	Address *netip.Prefix `json:"address,omitempty"`
 	Peer    *netip.Prefix `json:"peer,omitempty"`
 	MAC     *mac.Addr     `json:"mac,omitempty"`
+	Proto   uint8         `json:"proto,omitempty"`
+	Port    uint16        `json:"port,omitempty"`
 	Mark    uint32        `json:"mark,omitempty"`
+	To      *netip.Addr   `json:"to,omitempty"`
+	ToPort  uint16        `json:"to_port,omitempty"`
 }
 
 // Document lists the state for JSON.
@@ -313,7 +338,10 @@ func (s State) Document() Document {
 		d.Routes = append(d.Routes, doc)
 	}
 	for _, e := range sorted(s.Elems, compareElem) {
-		doc := ElemDocument{Set: e.Set, Link: e.Link, Mark: e.Mark}
+		doc := ElemDocument{Set: e.Set, Link: e.Link, Proto: e.Proto, Port: e.Port, Mark: e.Mark}
+		if to := e.To.Addr(); to.IsValid() {
+			doc.To, doc.ToPort = &to, e.To.Port()
+		}
 		if e.Addr.IsValid() {
 			doc.Address = &e.Addr
 		}

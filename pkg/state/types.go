@@ -83,12 +83,19 @@ type Rule struct {
 // Elem is one element of a set or map in table inet slash32. Fields that the
 // set's key does not have are zero.
 type Elem struct {
-	Set  string       // one of the Set... names
-	Link string       // ifname part of the key
-	Addr netip.Prefix // address part of the key: an address; in SetGuard6 and SetMasq6 also one of PrefixLengths; in SetInside and SetMasqNet any prefix
-	Peer netip.Prefix // destination part of the key, in SetInside
-	MAC  mac.Addr     // ether part of the key
-	Mark uint32       // value, in SetMark
+	Set  string // one of the Set... names
+	Link string // ifname part of the key
+	// Addr is the address part of the key: an address or, in SetGuard6, SetMasq6 and
+	// SetSNAT6, one of PrefixLengths; in SetInside and SetMasqNet any prefix. In
+	// SetForward4 and SetForward6 it is the host's, the unspecified one stands for
+	// each of them.
+	Addr  netip.Prefix
+	Peer  netip.Prefix   // destination part of the key, in SetInside
+	MAC   mac.Addr       // ether part of the key
+	Proto uint8          // inet_proto part of the key: IPPROTO_TCP or IPPROTO_UDP
+	Port  uint16         // inet_service part of the key
+	Mark  uint32         // value, in SetMark
+	To    netip.AddrPort // value, where addresses are translated; the port is 0 but in SetForward4 and SetForward6
 }
 
 // The sets and maps of table inet slash32.
@@ -110,11 +117,18 @@ const (
 	SetMasqNet6 = "masq_net6" // the same for IPv6
 	SetIsolated = "isolated"  // ifname: a bridge that no other VM is reached from or reaches
 	SetItself   = "itself"    // ifname . ifname: one of those, twice
+
+	SetForward4 = "forward4" // ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+	SetForward6 = "forward6" // ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service
+	SetPublic4  = "public4"  // ipv4_addr : ipv4_addr, the address that it stands for
+	SetPublic6  = "public6"  // ipv6_addr : ipv6_addr
+	SetSNAT4    = "snat4"    // ifname (uplink) . ipv4_addr : ipv4_addr
+	SetSNAT6    = "snat6"    // ifname (uplink) . ipv6_addr, or one of PrefixLengths : ipv6_addr
 )
 
 // PrefixLengths are the lengths of the prefixes that sources are looked for by,
-// after the whole address: SetGuard6 and SetMasq6 are, in the kernel, one set for
-// addresses and one for each of these.
+// after the whole address: SetGuard6, SetMasq6 and SetSNAT6 are, in the kernel, one
+// set for addresses and one for each of these.
 var PrefixLengths = [...]uint8{64, 60, 56, 52, 48}
 
 // Scope restricts a read. The zero value is everything that is ours.
@@ -141,11 +155,12 @@ const (
 	Add     Verb = "add"
 	Replace Verb = "replace"
 	Delete  Verb = "delete"
-	Flush   Verb = "flush" // conntrack entries of a prefix
+	Flush   Verb = "flush" // conntrack entries of a prefix, or that an element translated
 )
 
 // Change is one step from one state to another. Exactly one of the pointers is
-// set. Was says what a Replace finds there, for messages only.
+// set; of an element that is flushed that is Translation. Was says what a Replace
+// finds there, for messages only.
 type Change struct {
 	Verb     Verb
 	Was      string
@@ -159,6 +174,9 @@ type Change struct {
 	Skeleton *string
 	Elem     *Elem
 	Flow     *netip.Prefix // conntrack: with Flush
+	// Translation is an element of which the tracked connections are flushed that it
+	// translated.
+	Translation *Elem
 }
 
 // Sysctl is one path below /proc/sys and its value.
