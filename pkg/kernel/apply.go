@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/marks"
@@ -73,7 +72,7 @@ func (a *applier) run(changes []state.Change) (apply func(context.Context, []sta
 		apply func(context.Context, []state.Change)
 	}{
 		{func(c state.Change) bool { return c.Skeleton != nil || c.Elem != nil }, a.nft},
-		{func(c state.Change) bool { return c.Flow != nil }, a.flush},
+		{func(c state.Change) bool { return c.Flow != nil || c.Translation != nil }, a.flush},
 		{func(c state.Change) bool { return c.Sysctl != nil }, a.sysctls},
 		{func(c state.Change) bool { return c.Link != nil }, a.links},
 		{func(c state.Change) bool { return c.Proxy != nil }, a.proxies},
@@ -497,87 +496,4 @@ func elemMessages(changes []state.Change) []message {
 		}
 	}
 	return msgs
-}
-
-// What golang.org/x/sys/unix lacks of linux/netfilter/nfnetlink_conntrack.h.
-const (
-	ctGetStats            = 5 // IPCTNL_MSG_CT_GET_STATS
-	ctStatsGlobalEntries  = 1 // CTA_STATS_GLOBAL_ENTRIES
-	subsystemConntrack    = unix.NFNL_SUBSYS_CTNETLINK << 8
-	conntrackUnknownCount = 1
-)
-
-// flush forgets the tracked connections from and to addresses and prefixes that
-// go: the next owner must not get the rest of the last one's. One listing of the
-// table serves all.
-func (a *applier) flush(_ context.Context, changes []state.Change) {
-	if a.k.connections() == 0 {
-		return
-	}
-	match := flows{}
-	families := map[netlink.InetFamily]bool{}
-	for _, c := range changes {
-		match.add(*c.Flow)
-		families[netlink.InetFamily(family(c.Flow.Addr()))] = true
-	}
-	for f := range families {
-		var err error
-		for range dumpTries {
-			var n uint
-			n, err = a.k.conntrack.ConntrackDeleteFilters(netlink.ConntrackTable, f, match)
-			a.writes += int(n)
-			if !errors.Is(err, netlink.ErrDumpInterrupted) {
-				break
-			}
-		}
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			a.failed(fmt.Errorf("flush connections of %d addresses and prefixes: %w", len(changes), err))
-		}
-	}
-}
-
-// connections is how many connections are tracked, of which there may be more
-// than can be listed in passing.
-func (k *Kernel) connections() uint32 {
-	count := uint32(conntrackUnknownCount)
-	m := newMessage(subsystemConntrack|ctGetStats, 0, []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
-	err := k.nft.get(m, func(_ uint16, b []byte) {
-		nftAttrs(b, func(typ uint16, d []byte) {
-			if typ == ctStatsGlobalEntries {
-				count = netU32(d)
-			}
-		})
-	})
-	if err != nil {
-		return 0 // no connection tracking in this kernel
-	}
-	return count
-}
-
-// flows matches the connections of some addresses and prefixes, in either
-// direction, as they are and as they are translated: by length, what has that
-// length.
-type flows map[int]map[netip.Prefix]bool
-
-func (f flows) add(p netip.Prefix) {
-	if f[p.Bits()] == nil {
-		f[p.Bits()] = map[netip.Prefix]bool{}
-	}
-	f[p.Bits()][p] = true
-}
-
-// MatchConntrackFlow makes flows a filter of package netlink.
-func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	for _, ip := range [][]byte{flow.Forward.SrcIP, flow.Forward.DstIP, flow.Reverse.SrcIP, flow.Reverse.DstIP} {
-		a, ok := netip.AddrFromSlice(ip)
-		if !ok {
-			continue
-		}
-		for bits, prefixes := range f {
-			if p, err := a.Unmap().Prefix(bits); err == nil && prefixes[p] {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -225,7 +225,7 @@ type SpoofCount struct {
 func (k *Kernel) Spoofed(ctx context.Context) (map[string]SpoofCount, error) {
 	out := map[string]SpoofCount{}
 	for _, name := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC, state.SetRogue} {
-		err := k.dumpElems(ctx, set{name: name}, func() {}, func(e state.Elem, packets uint64) {
+		err := k.dumpElems(ctx, set{name: name, key: []datatype{typeIfname()}}, func() {}, func(e state.Elem, packets uint64) {
 			c := out[e.Link]
 			switch name {
 			case state.SetSpoof4:

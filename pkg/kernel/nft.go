@@ -262,7 +262,7 @@ func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
 			attrs(d, func(typ uint16, key []byte) {
 				if typ == dataValue {
 					from = key
-					ok = s.ranges || parseKey(&e, s.bits, key)
+					ok = s.ranges || parseKey(&e, s, key)
 				}
 			})
 		case elemKeyEnd:
@@ -274,7 +274,7 @@ func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
 		case unix.NFTA_SET_ELEM_DATA:
 			attrs(d, func(typ uint16, v []byte) {
 				if typ == dataValue {
-					e.Mark = hostU32(v)
+					parseValue(&e, v)
 				}
 			})
 		case unix.NFTA_SET_ELEM_EXPR:
@@ -341,7 +341,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 // others.
 func rangeKeys(e state.Elem) (first, last []byte) {
 	switch e.Set {
-	case state.SetMasqNet4, state.SetMasqNet6, state.SetInside4, state.SetInside6:
+	case state.SetMasqNet4, state.SetMasqNet6, state.SetSNATNet4, state.SetSNATNet6, state.SetInside4, state.SetInside6:
 	default:
 		return nil, nil
 	}
@@ -359,25 +359,31 @@ func rangeKeys(e state.Elem) (first, last []byte) {
 	return first, last
 }
 
-// parseKey reads a key; bits is the length of the prefixes of its set, 0 where
-// there are addresses. Bits beyond it, which we never set, are kept: no planned
-// element is like that.
-func parseKey(e *state.Elem, bits int, key []byte) bool {
-	if len(key) < unix.IFNAMSIZ {
-		return false
-	}
-	e.Link = cString(key[:unix.IFNAMSIZ])
-	rest := key[unix.IFNAMSIZ:]
-	switch e.Set {
-	case state.SetGuard4, state.SetMasq4, state.SetGuard6, state.SetMasq6:
-		a, ok := netip.AddrFromSlice(rest)
-		e.Addr = netip.PrefixFrom(a, cmp.Or(bits, a.BitLen()))
-		return ok
-	case state.SetGuardMAC:
-		if len(rest) < len(e.MAC) {
+// parseKey reads a key, field by field. Bits of a prefix beyond the length of its
+// set, which we never set, are kept: no planned element is like that.
+func parseKey(e *state.Elem, s set, key []byte) bool {
+	for _, t := range s.key {
+		n := int(t.length+3) &^ 3
+		if len(s.key) == 1 {
+			n = int(t.length)
+		}
+		if len(key) < n {
 			return false
 		}
-		e.MAC = mac.Addr(rest[:len(e.MAC)])
+		switch t {
+		case typeIfname():
+			e.Link = cString(key[:n])
+		case typeIPv4(), typeIPv6():
+			a, _ := netip.AddrFromSlice(key[:n])
+			e.Addr = netip.PrefixFrom(a, cmp.Or(s.bits, a.BitLen()))
+		case typeEther():
+			e.MAC = mac.Addr(key[:len(e.MAC)])
+		case typeProto():
+			e.Proto = key[0]
+		case typeService():
+			e.Port = binary.BigEndian.Uint16(key)
+		}
+		key = key[n:]
 	}
 	return true
 }
@@ -399,8 +405,11 @@ func counterPackets(b []byte) (n uint64) {
 // elemKey is the key of an element as the kernel has it: each field padded to
 // four bytes.
 func elemKey(e state.Elem) []byte {
-	key := make([]byte, unix.IFNAMSIZ, 2*unix.IFNAMSIZ)
-	copy(key[:unix.IFNAMSIZ-1], e.Link)
+	key := make([]byte, 0, 2*unix.IFNAMSIZ)
+	if e.Link != "" {
+		key = key[:unix.IFNAMSIZ]
+		copy(key[:unix.IFNAMSIZ-1], e.Link)
+	}
 	if e.Addr.IsValid() {
 		key = append(key, e.Addr.Addr().AsSlice()...)
 	}
@@ -409,6 +418,10 @@ func elemKey(e state.Elem) []byte {
 	}
 	if e.Set == state.SetGuardMAC {
 		key = append(append(key, e.MAC[:]...), 0, 0)
+	}
+	if e.Proto != 0 {
+		key = append(key, e.Proto, 0, 0, 0)
+		key = append(key, padded(e.Port)...)
 	}
 	return key
 }
@@ -431,8 +444,8 @@ func elemsMessage(typ uint16, elems []state.Elem) message {
 				if last != nil {
 					m = m.nest(elemKeyEnd, func(m message) message { return m.attr(dataValue, last) })
 				}
-				if e.Set == state.SetMark && typ == unix.NFT_MSG_NEWSETELEM {
-					m = m.nest(unix.NFTA_SET_ELEM_DATA, func(m message) message { return m.u32(dataValue, e.Mark) })
+				if v := valueBytes(e); v != nil && typ == unix.NFT_MSG_NEWSETELEM {
+					m = m.nest(unix.NFTA_SET_ELEM_DATA, func(m message) message { return m.attr(dataValue, v) })
 				}
 				return m
 			})

@@ -47,16 +47,28 @@ func TestElemKey(t *testing.T) {
 		{Set: state.SetMasq6, Link: "eth0", Addr: netip.MustParsePrefix("fd00:1:2::/48")},
 		{Set: state.SetGuardMAC, Link: "b", MAC: [6]byte{2, 3, 4, 5, 6, 7}},
 		{Set: state.SetSpoof4, Link: "b"},
-		{Set: state.SetMark, Link: "b"},
+		{Set: state.SetMark, Link: "b", Mark: 1 << 21},
+		{Set: state.SetForward4, Addr: netip.MustParsePrefix("0.0.0.0/32"), Proto: 6, Port: 8022, To: netip.MustParseAddrPort("10.0.0.1:22")},
+		{Set: state.SetForward6, Addr: netip.MustParsePrefix("2001:db8::1/128"), Proto: 17, Port: 53, To: netip.MustParseAddrPort("[fd00::1]:5353")},
+		{Set: state.SetPublic4, Addr: netip.MustParsePrefix("203.0.113.50/32"), To: netip.MustParseAddrPort("10.0.0.1:0")},
+		{Set: state.SetPublic6, Addr: netip.MustParsePrefix("2001:db8::50/128"), To: netip.MustParseAddrPort("[fd00::1]:0")},
+		{Set: state.SetSNAT4, Link: "eth0", Addr: netip.MustParsePrefix("10.0.0.1/32"), To: netip.MustParseAddrPort("203.0.113.9:0")},
+		{Set: state.SetSNAT6, Link: "eth0", Addr: netip.MustParsePrefix("fd00:1:2::/48"), To: netip.MustParseAddrPort("[2001:db8::9]:0")},
 	} {
 		i := slices.IndexFunc(sets(), func(s set) bool { return s.name == setOf(e) })
 		if i < 0 {
 			t.Errorf("%v is in no set", e)
 			continue
 		}
-		got := state.Elem{Set: e.Set}
-		if !parseKey(&got, sets()[i].bits, elemKey(e)) || got != e {
+		key, got := e, state.Elem{Set: e.Set}
+		key.Mark, key.To = 0, netip.AddrPort{}
+		if !parseKey(&got, sets()[i], elemKey(e)) || got != key {
 			t.Errorf("%v is read as %v", e, got)
+		}
+		if v := valueBytes(e); v != nil {
+			if parseValue(&got, v); got != e {
+				t.Errorf("the value of %v is read as %v", e, got)
+			}
 		}
 	}
 }

@@ -33,6 +33,7 @@ const (
 	udataKeyOrder  = 0 // NFTNL_UDATA_SET_KEYBYTEORDER
 	udataDataOrder = 1 // NFTNL_UDATA_SET_DATABYTEORDER
 	udataHostOrder = 1 // BYTEORDER_HOST_ENDIAN
+	udataBigEndian = 2 // BYTEORDER_BIG_ENDIAN
 
 	setDescConcat      = 2    // NFTA_SET_DESC_CONCAT
 	setFlagConcat      = 0x80 // NFT_SET_CONCAT
@@ -40,6 +41,7 @@ const (
 	hookPrerouting     = 0    // NF_INET_PRE_ROUTING
 	hookInput          = 1    // NF_INET_LOCAL_IN
 	hookForward        = 2    // NF_INET_FORWARD
+	hookOutput         = 3    // NF_INET_LOCAL_OUT
 	hookPostrouting    = 4    // NF_INET_POST_ROUTING
 	priorityRaw        = -300 // NF_IP_PRI_RAW
 	prioritySourceNAT  = 100  // NF_IP_PRI_NAT_SRC
@@ -61,9 +63,9 @@ type set struct {
 	holds   string // the Set of its elements in package state, when that is not its name
 	bits    int    // of the prefixes that it has; 0: whole addresses
 	key     []datatype
-	value   datatype // of a map
-	counted bool     // its elements have a counter that a lookup counts in
-	ranges  bool     // its addresses are prefixes of any length
+	value   []datatype // of a map
+	counted bool       // its elements have a counter that a lookup counts in
+	ranges  bool       // its addresses are prefixes of any length
 }
 
 // chain is one chain; a base chain has a kind.
@@ -84,7 +86,7 @@ func sets() []set {
 		{name: state.SetSpoof4, key: []datatype{typeIfname()}, counted: true},
 		{name: state.SetSpoof6, key: []datatype{typeIfname()}, counted: true},
 		{name: state.SetRogue, key: []datatype{typeIfname()}, counted: true},
-		{name: state.SetMark, key: []datatype{typeIfname()}, value: typeMark()},
+		{name: state.SetMark, key: []datatype{typeIfname()}, value: []datatype{typeMark()}},
 		{name: state.SetMasq4, key: []datatype{typeIfname(), typeIPv4()}},
 		{name: state.SetMasq6, key: []datatype{typeIfname(), typeIPv6()}},
 		{name: state.SetMasqNet4, key: []datatype{typeIfname(), typeIPv4()}, ranges: true},
@@ -102,7 +104,7 @@ func sets() []set {
 			})
 		}
 	}
-	return list
+	return append(list, translations()...)
 }
 
 // prefixSet names the set of prefixes of one length.
@@ -110,7 +112,7 @@ func prefixSet(holds string, bits int) string { return holds + "_" + strconv.Ito
 
 // setOf names the set that an element is in.
 func setOf(e state.Elem) string {
-	if (e.Set == state.SetGuard6 || e.Set == state.SetMasq6) && !e.Addr.IsSingleIP() {
+	if (e.Set == state.SetGuard6 || e.Set == state.SetMasq6 || e.Set == state.SetSNAT6) && !e.Addr.IsSingleIP() {
 		return prefixSet(e.Set, e.Addr.Bits())
 	}
 	return e.Set
@@ -118,10 +120,10 @@ func setOf(e state.Elem) string {
 
 // bySource looks for the IPv6 source, with the interface's name, in the set of
 // addresses and then in those of prefixes, and ends the rule that finds it.
-func bySource(ifname part, holds string, end part) [][]expr.Any {
-	rules := [][]expr.Any{rule(ipv6(), ifname, load(saddr6(), 2), lookup(holds), end)}
+func bySource(ifname part, holds string, look func(set string) part, end part) [][]expr.Any {
+	rules := [][]expr.Any{rule(ipv6(), ifname, load(saddr6(), 2), look(holds), end)}
 	for _, bits := range state.PrefixLengths {
-		rules = append(rules, rule(ipv6(), ifname, load(saddr6(), 2), prefixOf(bits), lookup(prefixSet(holds, int(bits))), end))
+		rules = append(rules, rule(ipv6(), ifname, load(saddr6(), 2), prefixOf(bits), look(prefixSet(holds, int(bits))), end))
 	}
 	return rules
 }
@@ -143,7 +145,7 @@ func chains() []chain {
 			rule(ipv4(), load(daddr4(), 1), equal([]byte{255, 255, 255, 255}), layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCP}), verdict(expr.VerdictReturn, "")),
 			rule(ipv4(), load(saddr4(), 1), equal(make([]byte, 4)), verdict(expr.VerdictDrop, "")),
 		}, counted(state.SetSpoof4)...)},
-		{name: "guard_ip6", rules: append(append(bySource(iifname(), state.SetGuard6, verdict(expr.VerdictReturn, "")),
+		{name: "guard_ip6", rules: append(append(bySource(iifname(), state.SetGuard6, lookup, verdict(expr.VerdictReturn, "")),
 			// Neighbour Discovery; no router forwards these (RFC 4291 §2.5).
 			rule(ipv6(), load(saddr6(), 1), masked(linkLocalMask()), equal(linkLocal()), verdict(expr.VerdictReturn, "")),
 			rule(ipv6(), load(saddr6(), 1), equal(make([]byte, 16)), verdict(expr.VerdictReturn, "")),
@@ -194,16 +196,23 @@ func chains() []chain {
 		{name: "input", kind: "filter", hook: hookInput, priority: priorityRaw, rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "from_guest")),
 		}},
-		{name: "postrouting", kind: "nat", hook: hookPostrouting, priority: prioritySourceNAT, rules: append([][]expr.Any{
-			// Within a network nothing is translated: its members know each other.
-			rule(inside4(), verdict(expr.VerdictReturn, "")),
-			rule(inside6(), verdict(expr.VerdictReturn, "")),
-			rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasq4), part{&expr.Masq{}}),
-			rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasqNet4), part{&expr.Masq{}}),
-			rule(ipv6(), oifname(), load(saddr6(), 2), lookup(state.SetMasqNet6), part{&expr.Masq{}}),
-		}, bySource(oifname(), state.SetMasq6, part{&expr.Masq{}})...)},
+		{name: "postrouting", kind: "nat", hook: hookPostrouting, priority: prioritySourceNAT, rules: slices.Concat(
+			backToGuest(),
+			[][]expr.Any{
+				// Within a network nothing is translated: its members know each other.
+				rule(inside4(), verdict(expr.VerdictReturn, "")),
+				rule(inside6(), verdict(expr.VerdictReturn, "")),
+			},
+			toGivenSource(),
+			[][]expr.Any{
+				rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasq4), part{&expr.Masq{}}),
+				rule(ipv4(), oifname(), load(saddr4(), 2), lookup(state.SetMasqNet4), part{&expr.Masq{}}),
+				rule(ipv6(), oifname(), load(saddr6(), 2), lookup(state.SetMasqNet6), part{&expr.Masq{}}),
+			},
+			bySource(oifname(), state.SetMasq6, lookup, part{&expr.Masq{}}),
+		)},
 	}
-	return cs
+	return append(cs, translating()...)
 }
 
 // counted ends a chain: one packet more in the bridge's counter, and dropped,
@@ -275,12 +284,9 @@ func between(from, to byte) part {
 func notEqual(b []byte) part { return part{&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: b}} }
 func ctState() part          { return part{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}} }
 
-// register32 is the second of the 32-bit registers that register 1 is made of.
-const register32 = unix.NFT_REG32_00 + 1
-
 // inside4 finds what goes from and to the subnets of one network.
 func inside4() part {
-	return slices.Concat(ipv4(), load(saddr4(), 1), load(daddr4(), register32), lookup(state.SetInside4))
+	return slices.Concat(ipv4(), load(saddr4(), 1), load(daddr4(), register32+1), lookup(state.SetInside4))
 }
 
 func inside6() part {
@@ -359,30 +365,26 @@ func skeletonHash() (string, error) {
 }
 
 func (s set) message(id uint32) message {
-	var number, length, flags uint32
-	for _, t := range s.key {
-		number = number<<typeBits | t.number
-		length += (t.length + 3) &^ 3
-	}
+	var flags uint32
+	key := concatenated(s.key)
 	if s.ranges {
 		flags |= unix.NFT_SET_INTERVAL
 	}
 	if len(s.key) > 1 {
 		flags |= setFlagConcat
-	} else {
-		length = s.key[0].length
 	}
-	if s.value != (datatype{}) {
+	if len(s.value) > 0 {
 		flags |= unix.NFT_SET_MAP
 	}
 	m := tableMessage(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE).
 		str(unix.NFTA_SET_NAME, s.name).
 		be32(unix.NFTA_SET_FLAGS, flags).
-		be32(unix.NFTA_SET_KEY_TYPE, number).
-		be32(unix.NFTA_SET_KEY_LEN, length).
+		be32(unix.NFTA_SET_KEY_TYPE, key.number).
+		be32(unix.NFTA_SET_KEY_LEN, key.length).
 		be32(unix.NFTA_SET_ID, id)
-	if s.value != (datatype{}) {
-		m = m.be32(unix.NFTA_SET_DATA_TYPE, s.value.number).be32(unix.NFTA_SET_DATA_LEN, s.value.length)
+	if len(s.value) > 0 {
+		value := concatenated(s.value)
+		m = m.be32(unix.NFTA_SET_DATA_TYPE, value.number).be32(unix.NFTA_SET_DATA_LEN, value.length)
 	}
 	if len(s.key) > 1 {
 		m = m.nest(unix.NFTA_SET_DESC, func(m message) message {
@@ -396,7 +398,11 @@ func (s set) message(id uint32) message {
 	}
 	if len(s.key) == 1 {
 		// For nft(8) only: names and marks are in the host's byte order.
-		m = m.attr(unix.NFTA_SET_USERDATA, append(udata(udataKeyOrder), udata(udataDataOrder)...))
+		order := uint32(udataHostOrder)
+		if s.key[0] != typeIfname() {
+			order = udataBigEndian
+		}
+		m = m.attr(unix.NFTA_SET_USERDATA, append(udata(udataKeyOrder, order), udata(udataDataOrder, order)...))
 	}
 	if s.counted {
 		m = m.nest(setExpr, func(m message) message {
@@ -406,7 +412,21 @@ func (s set) message(id uint32) message {
 	return m
 }
 
-func udata(kind byte) []byte { return append([]byte{kind, 4}, host32(udataHostOrder)...) }
+func udata(kind byte, order uint32) []byte { return append([]byte{kind, 4}, host32(order)...) }
+
+// concatenated is the type of several fields, each padded to four bytes, or of
+// one.
+func concatenated(fields []datatype) datatype {
+	if len(fields) == 1 {
+		return fields[0]
+	}
+	var all datatype
+	for _, t := range fields {
+		all.number = all.number<<typeBits | t.number
+		all.length += (t.length + 3) &^ 3
+	}
+	return all
+}
 
 func (c chain) message() message {
 	m := tableMessage(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE).str(unix.NFTA_CHAIN_NAME, c.name)

@@ -149,6 +149,7 @@ func member(t *testing.T, k *kernel.Kernel) state.State {
 	n.Router4, n.Router6 = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fe80::77")
 	n.Subnets = netips("10.1.0.0/24 192.0.2.0/25 2001:db8::/64")
 	n.Addrs = []netip.Addr{netip.MustParseAddr("10.1.0.254"), netip.MustParseAddr("2001:db8::fe")}
+	n.NAT, n.SNAT = config.NATSource, []netip.Addr{netip.MustParseAddr("2001:db8:9::9")}
 	c.Networks["other"] = n
 	list := vms(3)
 	for i := range list {
@@ -182,6 +183,7 @@ func TestNetworkDrift(t *testing.T) {
 		{"nft add element inet slash32 inside6 { fd00::-fd00::5 . fd01::/64 }", "delete element inside6 { fd00:: . fd01::/64 }"},
 		{"nft flush set inet slash32 masq_net4", `add element masq_net4 { "wan0" . 10.1.0.0/24 }`},
 		{`nft add element inet slash32 masq_net6 { "wan0" . fd00:5::/49 }`, `delete element masq_net6 { "wan0" . fd00:5::/49 }`},
+		{"nft flush map inet slash32 snat_net6", `add element snat_net6 { "wan0" . 2001:db8::/64 : 2001:db8:9::9 }`},
 		{"nft flush set inet slash32 isolated", `add element isolated { "s32-vm0" }`},
 		{"nft flush set inet slash32 itself", `add element itself { "s32-vm0" . "s32-vm0" }`},
 		{"nft delete element inet slash32 marks { wan2 }", `add element marks { "wan2" : 0x00200000 }`},

@@ -18,7 +18,7 @@ import (
 
 // Skeleton is the version of the static part of table inet slash32. It ends
 // with a hash of what package kernel makes; a test there fails when they part.
-const Skeleton = "v1_6299e8b2"
+const Skeleton = "v1_7557e8d8"
 
 // MetricLocal is the metric of the routes of a network with "announce: false":
 // they are ours like the others, and a routing daemon's filter that takes
@@ -144,6 +144,7 @@ func (b *builder) vm(vm intent.VM) responder.Binding {
 				b.address(n, a)
 			}
 		}
+		b.toGuest(n, b.ipv6(mtu))
 		nic := b.binding(vm, n, mtu)
 		if nic.Relay != nil {
 			nic.Relay.Index = uint8(len(bind.NICs))
@@ -237,31 +238,15 @@ func (b *builder) guard(n intent.NIC) {
 // address plans one address of the guest.
 func (b *builder) address(n intent.NIC, a netip.Addr) {
 	host := netip.PrefixFrom(a, a.BitLen())
-	guard, masq := state.SetGuard4, state.SetMasq4
-	uplink, uplink6 := Uplinks(n.Network, b.facts)
+	guard := state.SetGuard4
 	if a.Is6() {
-		guard, masq, uplink = state.SetGuard6, state.SetMasq6, uplink6
+		guard = state.SetGuard6
 	}
 	b.elem(state.Elem{Set: guard, Link: n.Bridge, Addr: host})
-	if uplink != "" && masqueraded(n.NAT, a) {
-		b.elem(state.Elem{Set: masq, Link: uplink, Addr: host})
-	}
+	b.source(n, host)
 	b.state.Neighs[state.NeighKey{Link: n.Bridge, IP: a}] = n.MAC
 	b.route(n.Network, state.Route{Dst: host, Link: n.Bridge})
 	b.proxy(n, a)
-}
-
-// sharedSpace is RFC 6598.
-var sharedSpace = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
-
-func masqueraded(nat config.NAT, a netip.Addr) bool {
-	switch nat {
-	case config.NATAll:
-		return true
-	case config.NATPrivate:
-		return a.IsPrivate() || sharedSpace.Contains(a)
-	}
-	return false
 }
 
 // host plans what is the whole host's. Package state sets the forwarding

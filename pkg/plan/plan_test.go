@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/txtar"
 
+	"github.com/slash32/slash32/pkg/annotation"
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/mac"
@@ -70,9 +71,14 @@ type input struct {
 			DNS, NTP, Routes     []string
 			Search               []string
 			NAT                  string
-			Lease                string
-			Leased               []string
-			Prefixes             []struct {
+			SNAT, Public         []string
+			Forwards             []struct {
+				Proto, Family, Addr string
+				Port, Last, To      uint16
+			}
+			Lease    string
+			Leased   []string
+			Prefixes []struct {
 				Net, Mode, Exclude string
 				Length             uint8
 				OnLink, Deprecated bool
@@ -203,6 +209,14 @@ func (in input) vms(t *testing.T, c config.Config) []intent.VM {
 			}
 			if n.NAT != "" {
 				nic.NAT = config.NAT(n.NAT)
+			}
+			nic.SNAT, nic.Public = addrs(t, n.SNAT), addrs(t, n.Public)
+			for _, f := range n.Forwards {
+				x := annotation.Forward{Proto: f.Proto, Family: f.Family, Port: f.Port, Last: f.Last, To: f.To}
+				if f.Addr != "" {
+					x.Addr = netip.MustParseAddr(f.Addr)
+				}
+				nic.Forwards = append(nic.Forwards, x)
 			}
 			if n.Lease != "" {
 				d, err := time.ParseDuration(n.Lease)

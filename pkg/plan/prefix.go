@@ -61,12 +61,9 @@ func (b *builder) prefix(n intent.NIC, p netip.Prefix, via netip.Addr) {
 	if len(parts) == 0 || !b.route(n.Network, state.Route{Dst: p, Link: n.Bridge, Via: via}) {
 		return
 	}
-	_, uplink := Uplinks(n.Network, b.facts)
 	for _, part := range parts {
 		b.elem(state.Elem{Set: state.SetGuard6, Link: n.Bridge, Addr: part})
-		if uplink != "" && masqueraded(n.NAT, p.Addr()) {
-			b.elem(state.Elem{Set: state.SetMasq6, Link: uplink, Addr: part})
-		}
+		b.source(n, part)
 	}
 	if via.IsValid() {
 		b.state.Neighs[state.NeighKey{Link: n.Bridge, IP: via}] = n.MAC

@@ -150,9 +150,9 @@ func (b *builder) subnets(n config.Network) {
 	lan4, lan6 := lans(n, b.facts)
 	up4, up6 := Uplinks(n, b.facts)
 	for _, net := range n.Subnets {
-		lan, uplink, inside, masq := lan4, up4, state.SetInside4, state.SetMasqNet4
+		lan, uplink, inside, masq, snat := lan4, up4, state.SetInside4, state.SetMasqNet4, state.SetSNATNet4
 		if net.Addr().Is6() {
-			lan, uplink, inside, masq = lan6, up6, state.SetInside6, state.SetMasqNet6
+			lan, uplink, inside, masq, snat = lan6, up6, state.SetInside6, state.SetMasqNet6, state.SetSNATNet6
 			if b.facts.NoIPv6 {
 				continue
 			}
@@ -162,8 +162,12 @@ func (b *builder) subnets(n config.Network) {
 				b.elem(state.Elem{Set: inside, Addr: net, Peer: other})
 			}
 		}
-		if n.Downlink != "" && uplink != "" && masqueraded(n.NAT, net.Addr()) {
-			b.elem(state.Elem{Set: masq, Link: uplink, Addr: net})
+		if to, translated := given(n.NAT, n.SNAT, net.Addr()); n.Downlink != "" && uplink != "" && translated {
+			e := state.Elem{Set: masq, Link: uplink, Addr: net}
+			if to.IsValid() {
+				e.Set, e.To = snat, netip.AddrPortFrom(to, 0)
+			}
+			b.elem(e)
 		}
 		link := b.facts.Links[lan]
 		has := slices.ContainsFunc(link.Addrs, func(a netip.Prefix) bool { return a.Masked() == net })

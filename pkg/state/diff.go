@@ -346,7 +346,8 @@ func (l Link) diff(want Link) string {
 
 // guest is the guest's side of an element that translates.
 func (e Elem) guest() netip.Prefix {
-	if e.Set == SetSNAT4 || e.Set == SetSNAT6 {
+	switch e.Set {
+	case SetSNAT4, SetSNAT6, SetSNATNet4, SetSNATNet6:
 		return e.Addr
 	}
 	return host(e.To.Addr())

@@ -86,7 +86,7 @@ type Elem struct {
 	Set  string // one of the Set... names
 	Link string // ifname part of the key
 	// Addr is the address part of the key: an address or, in SetGuard6, SetMasq6 and
-	// SetSNAT6, one of PrefixLengths; in SetInside and SetMasqNet any prefix. In
+	// SetSNAT6, one of PrefixLengths; in SetInside, SetMasqNet and SetSNATNet any prefix. In
 	// SetForward4 and SetForward6 it is the host's, the unspecified one stands for
 	// each of them.
 	Addr  netip.Prefix
@@ -118,12 +118,14 @@ const (
 	SetIsolated = "isolated"  // ifname: a bridge that no other VM is reached from or reaches
 	SetItself   = "itself"    // ifname . ifname: one of those, twice
 
-	SetForward4 = "forward4" // ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
-	SetForward6 = "forward6" // ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service
-	SetPublic4  = "public4"  // ipv4_addr : ipv4_addr, the address that it stands for
-	SetPublic6  = "public6"  // ipv6_addr : ipv6_addr
-	SetSNAT4    = "snat4"    // ifname (uplink) . ipv4_addr : ipv4_addr
-	SetSNAT6    = "snat6"    // ifname (uplink) . ipv6_addr, or one of PrefixLengths : ipv6_addr
+	SetForward4 = "forward4"  // ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+	SetForward6 = "forward6"  // ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service
+	SetPublic4  = "public4"   // ipv4_addr : ipv4_addr, the address that it stands for
+	SetPublic6  = "public6"   // ipv6_addr : ipv6_addr
+	SetSNAT4    = "snat4"     // ifname (uplink) . ipv4_addr : ipv4_addr
+	SetSNAT6    = "snat6"     // ifname (uplink) . ipv6_addr, or one of PrefixLengths : ipv6_addr
+	SetSNATNet4 = "snat_net4" // ifname (uplink) . ipv4 prefix : ipv4_addr, for what other hosts' guests send
+	SetSNATNet6 = "snat_net6" // the same for IPv6
 )
 
 // PrefixLengths are the lengths of the prefixes that sources are looked for by,

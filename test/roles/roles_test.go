@@ -299,20 +299,24 @@ func TestNeighbours(t *testing.T) {
 }
 
 // TestTranslatedOutside: a host that translates what leaves by the uplink does not
-// translate what stays in the network, though it leaves by the uplink as well.
+// translate what stays in the network, though it leaves by the uplink as well. The
+// router translates what another host's guest sends to the world to a given address.
 func TestTranslatedOutside(t *testing.T) {
 	sw := lan(t)
-	r := newHost(t, "router", fmt.Sprintf(roleBC, "main"))
+	r := newHost(t, "router", strings.Replace(fmt.Sprintf(roleBC, "main"), "nat: all", "nat: snat 198.51.100.99 2001:db8:ff::99", 1))
 	h1 := newHost(t, "host1", roleA(11, "2001:db8:1::1", "nat: all"))
 	h2 := newHost(t, "host2", roleA(12, "2001:db8:1::1", ""))
 	for _, h := range []*host{r, h1, h2} {
 		sw.plug(h.space, "vlan")
 	}
-	internet(t, r.space, "wan")
+	net := internet(t, r.space, "wan")
+	r.run("ip address add 198.51.100.99/32 dev wan", "ip -6 address add 2001:db8:ff::99/128 dev wan nodad")
 	r.pass()
 	g1, g2 := h1.guest("g1", guest4, guest6), h2.guest("g2", other4, other6)
 	sees(g1, g2, other4, guest4)
 	sees(g1, g2, other6, guest6)
+	sees(g2, net, world4, "198.51.100.99")
+	sees(g2, net, world6, "2001:db8:ff::99")
 	r.run("nft add table inet saw", "nft add chain inet saw in { type filter hook forward priority 0 ; }",
 		"nft add rule inet saw in ip saddr 192.0.2.11 ip daddr "+world4+" counter",
 		"nft add rule inet saw in ip6 saddr 2001:db8:1::11 ip6 daddr "+world6+" counter")
