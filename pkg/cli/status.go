@@ -240,6 +240,9 @@ func (c *command) showText(v control.VM) string {
 			nat += " by " + n.Uplink
 		}
 		line("  nat", "%s", nat)
+		for _, f := range n.Forwards {
+			line("  forward", "%s", f)
+		}
 		line("  spoofed", "%d IPv4, %d IPv6, %d MAC, %d as a DHCP server", n.Spoofed.IPv4, n.Spoofed.IPv6, n.Spoofed.MAC, n.Spoofed.Rogue)
 		for _, r := range v.Responder.NICs {
 			if r.Bridge == n.Bridge {

@@ -62,9 +62,11 @@ type NIC struct {
 	Uplink  string   `json:"uplink,omitempty"`
 	IPv4    []string `json:"ipv4,omitempty"`
 	IPv6    []string `json:"ipv6,omitempty"`
-	Relay   []string `json:"relay,omitempty"`  // the DHCP servers that it is relayed to
-	Leases  []Lease  `json:"leases,omitempty"` // theirs
-	Spoofed Spoofed  `json:"spoofed"`
+	// Forwards are ports of the host's, like "ipv4 tcp/8022 to 22".
+	Forwards []string `json:"forwards,omitempty"`
+	Relay    []string `json:"relay,omitempty"`  // the DHCP servers that it is relayed to
+	Leases   []Lease  `json:"leases,omitempty"` // theirs
+	Spoofed  Spoofed  `json:"spoofed"`
 
 	Prefixes  []Prefix     `json:"prefixes,omitempty"`
 	Delegated []Delegation `json:"delegated,omitempty"` // what the guest asked for and was given

@@ -26,7 +26,7 @@ func (o *operation) elsewhere(ctx context.Context, vm intent.VM, c config.Config
 	var ps problem.List
 	var ask []wanted
 	for _, n := range vm.NICs {
-		for _, a := range slices.Concat(n.Addrs4, n.Addrs6) {
+		for _, a := range slices.Concat(n.Addrs4, n.Addrs6, n.Public) {
 			r, found, err := o.kernel.HostRoute(ctx, a, uint32(n.Network.Table))
 			if err != nil {
 				return append(ps, o.failed("cannot look for another host with "+a.String(), err)...)

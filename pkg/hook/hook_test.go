@@ -263,6 +263,23 @@ func TestNotOurs(t *testing.T) {
 	}
 }
 
+// forwarding is a VM with an address and a forward.
+func forwarding(n int, addr, forward string) dom {
+	return dom{n: n, annotation: `><interface><address ip="` + addr + `"/><forward ` + forward + `/></interface></slash32:network><other`}
+}
+
+// Different ports of the host's, or the same of other protocols, are no conflict.
+func TestForwards(t *testing.T) {
+	b := newBed(t)
+	b.must("prepare", forwarding(1, "203.0.113.42", `port="8022" to="22"`))
+	b.must("prepare", forwarding(2, "203.0.113.43", `port="8023" to="22"`))
+	b.must("prepare", forwarding(3, "203.0.113.44", `port="8022" to="22" proto="udp"`))
+	d, err := b.spool.Declaration(id(3))
+	if err != nil || len(d.Forwards) != 1 || d.Forwards[0] != "ipv4 udp/8022 to 22" {
+		t.Errorf("declared %v, %v", d.Forwards, err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	long := strings.Repeat("<!-- padding -->", 70_000)
 	for _, c := range []struct {
@@ -277,6 +294,12 @@ func TestRefusals(t *testing.T) {
 			dom{n: 2, annotation: `ipv4="203.0.113.43" ipv6="2001:db8:0::42"`}, []string{"vm2: E101", "2001:db8::42", "vm1"}},
 		{"bridge in use", func(b *bed) { b.must("prepare", web) },
 			dom{n: 2, annotation: `ipv4="203.0.113.43"`, bridge: "s32-vm1"}, []string{"vm2: E104", "s32-vm1", "vm1"}},
+		{"port in use", func(b *bed) { b.must("prepare", forwarding(1, "203.0.113.42", `port="8000-8030" to="22"`)) },
+			forwarding(2, "203.0.113.43", `port="8022" to="22"`), []string{"vm2: E115 line 3: port tcp/8022", "forwarded to running VM vm1", "tcp/8000-8030"}},
+		{"public address in use", func(b *bed) { b.must("prepare", web) },
+			dom{n: 2, annotation: `ipv4="10.0.0.43" nat="one-to-one 203.0.113.42"`}, []string{"vm2: E101", "203.0.113.42", "vm1"}},
+		{"public address is the host's", func(b *bed) { b.uplink() },
+			dom{n: 2, annotation: `ipv4="10.0.0.43" nat="one-to-one 192.0.2.1"`}, []string{"vm2: E101", "192.0.2.1 is an address of this host itself"}},
 		{"route without declaration", func(b *bed) {
 			b.must("prepare", web)
 			b.must("started", web)

@@ -92,7 +92,7 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 	own := spool.ClaimsOf(vm)
 	if err := o.spool.WriteDeclaration(spool.Declaration{
 		UUID: vm.UUID, Name: vm.Name, Generation: generation + 1, Phase: spool.Preparing, At: o.Now(),
-		Bridges: own.Bridges, Addrs: own.Addrs, Prefixes: own.Prefixes, XML: string(o.xml), Warnings: o.warn(warnings),
+		Bridges: own.Bridges, Addrs: own.Addrs, Prefixes: own.Prefixes, Forwards: own.Forwards, XML: string(o.xml), Warnings: o.warn(warnings),
 	}); err != nil {
 		return slices.Concat(o.failed("cannot write below "+o.Dirs.Run, err), o.undoLocked(ctx, vm))
 	}
@@ -351,7 +351,7 @@ func (o *operation) redeclare(ctx context.Context, vm intent.VM, c config.Config
 		own := spool.ClaimsOf(vm)
 		if err := o.spool.WriteDeclaration(spool.Declaration{
 			UUID: vm.UUID, Name: vm.Name, Generation: d.Generation + 1, Phase: spool.Started, At: o.Now(),
-			Bridges: own.Bridges, Addrs: own.Addrs, Prefixes: own.Prefixes, XML: string(o.xml),
+			Bridges: own.Bridges, Addrs: own.Addrs, Prefixes: own.Prefixes, Forwards: own.Forwards, XML: string(o.xml),
 		}); err != nil {
 			return o.failed("cannot write below "+o.Dirs.Run, err)
 		}

@@ -56,7 +56,7 @@ type input struct {
 		Proxy  bool `yaml:"proxy_ndp"`
 
 		Router4, Router6 string
-		Subnets          []string
+		Subnets, SNAT    []string
 		Downlink         string
 		Addrs            []string `yaml:"addresses"`
 		Isolate          bool
@@ -119,6 +119,7 @@ func (in input) config(t *testing.T) config.Config {
 		p.PREF64, p.AFTR, p.ProxyNDP = prefix(n.PREF64), n.AFTR, n.Proxy
 		p.Router4, p.Router6, p.Downlink = address(n.Router4), address(n.Router6), n.Downlink
 		p.Subnets, p.Addrs, p.Isolate, p.ProxyARP = prefixes(n.Subnets), addrs(t, n.Addrs), n.Isolate, n.ProxyARP
+		p.SNAT = addrs(t, n.SNAT)
 		c.Networks[name] = p
 	}
 	return c

@@ -17,6 +17,7 @@ type holders struct {
 	lengths  []int                      // of the prefixes that VMs have
 	nets     map[netip.Prefix]intent.VM // by prefix
 	within   map[netip.Prefix]intent.VM // one that has something in a prefix of these lengths
+	byPort   map[uint16][]intent.VM     // by the host's ports that are forwarded
 }
 
 // newHolders is for VMs whose prefixes have the given lengths.
@@ -24,6 +25,7 @@ func newHolders(lengths []int) holders {
 	return holders{
 		byAddr: map[netip.Addr]intent.VM{}, byBridge: map[string]intent.VM{}, lengths: lengths,
 		nets: map[netip.Prefix]intent.VM{}, within: map[netip.Prefix]intent.VM{},
+		byPort: map[uint16][]intent.VM{},
 	}
 }
 
@@ -41,6 +43,9 @@ func (h holders) add(v intent.VM) {
 	c := spool.ClaimsOf(v)
 	for _, b := range c.Bridges {
 		h.byBridge[b] = v
+	}
+	for _, port := range v.Ports() {
+		h.byPort[port] = append(h.byPort[port], v)
 	}
 	note := func(p netip.Prefix) {
 		if _, ok := h.within[p]; !ok {
@@ -88,6 +93,11 @@ func (h holders) conflicts(v intent.VM) problem.List {
 		h.around(p.Addr(), p.Bits(), around)
 		o, ok := h.within[p]
 		add(o, ok)
+	}
+	for _, port := range v.Ports() {
+		for _, o := range h.byPort[port] {
+			add(o, true)
+		}
 	}
 	return intent.Conflicts(v, others)
 }

@@ -425,7 +425,7 @@ func (p *pass) write(ctx context.Context) error {
 			d = spool.Declaration{UUID: id, Generation: 1, Phase: spool.Started, At: p.Now()}
 		}
 		d.Name = v.intent.Name
-		d.Bridges, d.Addrs, d.Prefixes = own.Bridges, own.Addrs, own.Prefixes
+		d.Bridges, d.Addrs, d.Prefixes, d.Forwards = own.Bridges, own.Addrs, own.Prefixes, own.Forwards
 		if v.xml != "" { // not one that is invalid: the declaration is what an agent without memory falls back to
 			d.XML = v.xml
 		}
@@ -463,7 +463,7 @@ func (p *pass) write(ctx context.Context) error {
 
 func same(a, b spool.Declaration) bool {
 	return a.Name == b.Name && a.Phase == b.Phase && a.XML == b.XML && a.Generation == b.Generation &&
-		slices.Equal(a.Bridges, b.Bridges) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Prefixes, b.Prefixes)
+		slices.Equal(a.Bridges, b.Bridges) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Prefixes, b.Prefixes) && slices.Equal(a.Forwards, b.Forwards)
 }
 
 // sweep removes the files and responders of VMs that are gone: what libvirt no

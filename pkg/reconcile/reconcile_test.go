@@ -277,6 +277,40 @@ func TestConflict(t *testing.T) {
 }
 
 // A bridge that somebody else made is never touched.
+// TestPortConflict: who has forwarded a port first keeps it, and the other gets it
+// when that one ends.
+func TestPortConflict(t *testing.T) {
+	b := newBed(t)
+	forwarding := func(addr string, port string) string {
+		return annotated(`><interface><address ip="` + addr + `"/><forward port="` + port + `" to="22"/></interface></slash32:network><other`)
+	}
+	forwards := func() string { return b.sh("nft list map inet slash32 forward4") }
+	b.run(1, forwarding("10.42.0.7", "8022"))
+	b.pass()
+	b.run(2, forwarding("10.42.0.8", "8000-8002"))
+	b.pass()
+	b.run(2, forwarding("10.42.0.8", "8020-8023"))
+	b.pass()
+	if out := forwards(); !strings.Contains(out, "8022 : 10.42.0.7 . 22") || !strings.Contains(out, "8002 : 10.42.0.8 . 24") || strings.Contains(out, "8023") {
+		t.Errorf("forwards:\n%s", out)
+	}
+	vms := b.loop.Status().VMs
+	if len(vms) != 2 || len(vms[0].Problems) != 0 || len(vms[1].Problems) != 1 || !strings.Contains(vms[1].Problems[0], "E115") || !strings.Contains(vms[1].Problems[0], "vm1") {
+		t.Errorf("status %+v", vms)
+	}
+	if n := b.writes(); n != 0 {
+		t.Errorf("the two fight: %d writes", n)
+	}
+	b.end(1)
+	b.pass()
+	if out := forwards(); !strings.Contains(out, "8022 : 10.42.0.8 . 24") || strings.Contains(out, "10.42.0.7") || strings.Contains(out, "8002") {
+		t.Errorf("the other did not get it:\n%s", out)
+	}
+	if f := b.loop.Status().VMs[0].NICs[0].Forwards; len(f) != 1 || f[0] != "ipv4 tcp/8020-8023 to 22" {
+		t.Errorf("status says %v", f)
+	}
+}
+
 func TestForeignBridge(t *testing.T) {
 	b := newBed(t)
 	b.sh("ip link add s32-vm1 type bridge")

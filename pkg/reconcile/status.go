@@ -228,10 +228,11 @@ func (p *pass) status() []control.VM {
 
 func (p *pass) nic(v *vm, n intent.NIC) control.NIC {
 	c := control.NIC{
-		MAC: n.MAC.String(), Bridge: n.Bridge, Network: n.Network.Name, NAT: string(n.NAT),
+		MAC: n.MAC.String(), Bridge: n.Bridge, Network: n.Network.Name, NAT: n.Translation(),
 		Tap: v.taps[n.MAC],
 	}
-	if n.NAT != config.NATNone {
+	c.Forwards = n.Ports()
+	if n.NAT != config.NATNone || len(n.Public) > 0 {
 		c.Uplink = n.Network.Uplink
 		if c.Uplink == "auto" {
 			c.Uplink = cmp.Or(p.facts.Uplink4, p.facts.Uplink6)

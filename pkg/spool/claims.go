@@ -13,6 +13,7 @@ type Claims struct {
 	Bridges  []string
 	Addrs    []netip.Addr
 	Prefixes []netip.Prefix
+	Forwards []string // ports of the host's; whether two are the same is for package intent to say
 }
 
 // ClaimsOf are the claims of a VM.
@@ -23,12 +24,13 @@ func ClaimsOf(vm intent.VM) Claims {
 		c.Addrs = append(c.Addrs, n.Addrs()...)
 		c.Prefixes = append(c.Prefixes, n.Nets()...)
 	}
+	c.Forwards = vm.Forwards()
 	return c
 }
 
 // Claims are what the declaration claims.
 func (d Declaration) Claims() Claims {
-	return Claims{Bridges: d.Bridges, Addrs: d.Addrs, Prefixes: d.Prefixes}
+	return Claims{Bridges: d.Bridges, Addrs: d.Addrs, Prefixes: d.Prefixes, Forwards: d.Forwards}
 }
 
 // HasAddr tells whether an address is one of the claims, or in one.
@@ -57,11 +59,15 @@ func (c Claims) texts() [][]byte {
 	if v6 {
 		texts = append(texts, []byte(`"prefixes":[`)) // quotes within the XML are escaped
 	}
+	if len(c.Forwards) > 0 {
+		texts = append(texts, []byte(`"forwards":[`))
+	}
 	return texts
 }
 
-// meet tells whether two VMs claim the same.
+// meet tells whether two VMs claim the same, or might.
 func (c Claims) meet(o Claims) bool {
-	return slices.ContainsFunc(c.Bridges, func(b string) bool { return slices.Contains(o.Bridges, b) }) ||
+	return len(c.Forwards) > 0 && len(o.Forwards) > 0 ||
+		slices.ContainsFunc(c.Bridges, func(b string) bool { return slices.Contains(o.Bridges, b) }) ||
 		slices.ContainsFunc(c.Addrs, o.HasAddr) || slices.ContainsFunc(c.Prefixes, o.Overlaps)
 }

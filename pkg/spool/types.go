@@ -28,7 +28,8 @@ type Declaration struct {
 	// Claimants finds it without reading its XML.
 	Addrs    []netip.Addr   `json:"addrs,omitempty"`
 	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
-	XML      string         `json:"xml"` // the domain's XML as libvirt gave it
+	Forwards []string       `json:"forwards,omitempty"` // ports of the host's, for people to read
+	XML      string         `json:"xml"`                // the domain's XML as libvirt gave it
 	// Warnings are what was found amiss at the start, a line each.
 	Warnings []string `json:"warnings,omitempty"`
 }
