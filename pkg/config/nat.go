@@ -1,8 +1,10 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/slash32/slash32/pkg/yamltree"
@@ -43,4 +45,26 @@ func (p *parser) nat(e yamltree.Entry, n *Network) {
 		to = append(to, ip)
 	}
 	n.NAT, n.SNAT = NATSource, to
+}
+
+// MaxConntrackLimit is what conntrack_limit may be at most: what a new connection
+// costs grows with those that the guest has.
+const MaxConntrackLimit = 100_000
+
+// limit reads how many connections a guest may have.
+func (p *parser) limit(e yamltree.Entry, to *uint32) {
+	v, ok := p.scalar(e)
+	if !ok {
+		return
+	}
+	if v == "none" {
+		*to = 0
+		return
+	}
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil || n == 0 || n > MaxConntrackLimit {
+		p.bad(e, v, fmt.Sprintf("is not a number of connections from 1 to %d", MaxConntrackLimit), "write a number, like 20000, or none")
+		return
+	}
+	*to = uint32(n)
 }

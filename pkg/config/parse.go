@@ -19,7 +19,7 @@ const maxProblems = 32
 
 var (
 	topKeys     = []string{"networks", "forwarding", "launch", "libvirt", "hooks", "coexist"}
-	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait",
+	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "notrack", "conntrack_limit", "announce", "isolate", "conflict", "probe", "probe_wait",
 		"client", "classic", "decline", "ipv6_only", "portal", "relay", "ipv6_pool", "pref64", "aftr", "proxy_ndp", "proxy_arp", "router4", "router6", "subnets", "downlink", "addresses"}
 	poolKeys  = []string{"upstream", "length_hint"}
 	relayKeys = []string{"servers", "link4", "link6", "source4"}
@@ -194,6 +194,10 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 		p.duration(e, &n.Lease, MinLease, MaxLease, time.Second)
 	case "nat":
 		p.nat(e, n)
+	case "notrack":
+		p.boolean(e, &n.NoTrack)
+	case "conntrack_limit":
+		p.limit(e, &n.MaxConns)
 	case "announce":
 		p.boolean(e, &n.Announce)
 	case "isolate":

@@ -37,6 +37,8 @@ type Network struct {
 	Lease    time.Duration
 	NAT      NAT
 	SNAT     []netip.Addr // with NATSource, at most one of each family
+	NoTrack  bool         // no connection tracking for guests that nothing is translated for
+	MaxConns uint32       // connections of a guest at a time, in each direction; 0: not limited
 	Announce bool         // routes carry our protocol number; false: they stay local (RouteProtocol is kept, the table is not exported; see plan)
 	Isolate  bool
 	Conflict string // "refuse" or "warn": what follows when somebody outside of this host has a VM's address

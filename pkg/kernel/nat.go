@@ -16,7 +16,7 @@ func typeService() datatype { return datatype{13, 2} }
 const (
 	priorityDestNAT = -100 // NF_IP_PRI_NAT_DST
 	statusDNAT      = 1 << 5
-	register32      = unix.NFT_REG32_00 // the first of the registers of four bytes, where register 1 is, too
+	firstRegister   = unix.NFT_REG32_00 // the first of the registers of four bytes, where register 1 is, too
 	keyField        = 4                 // bytes that a field of a concatenation is padded to
 )
 
@@ -55,8 +55,8 @@ func translating() []chain {
 			rule(ipv4(), load(daddr4(), 1), masked([]byte{255, 0, 0, 0}), equal([]byte{127, 0, 0, 0}), verdict(expr.VerdictReturn, "")),
 			rule(ipv6(), load(daddr6(), 1), equal(netip.IPv6Loopback().AsSlice()), verdict(expr.VerdictReturn, "")),
 			rule(ipv6(), load(daddr6(), 1), masked(linkLocalMask()), equal(linkLocal()), verdict(expr.VerdictReturn, "")),
-			rule(ipv4(), load(daddr4(), register32), portKey(1), translate(state.SetForward4, unix.NFPROTO_IPV4, expr.NATTypeDestNAT)),
-			rule(ipv6(), load(daddr6(), register32), portKey(4), translate(state.SetForward6, unix.NFPROTO_IPV6, expr.NATTypeDestNAT)),
+			rule(ipv4(), load(daddr4(), firstRegister), portKey(1), translate(state.SetForward4, unix.NFPROTO_IPV4, expr.NATTypeDestNAT)),
+			rule(ipv6(), load(daddr6(), firstRegister), portKey(4), translate(state.SetForward6, unix.NFPROTO_IPV6, expr.NATTypeDestNAT)),
 			rule(ipv4(), load(daddr4(), 1), masked(make([]byte, 4)), portKey(1), translate(state.SetForward4, unix.NFPROTO_IPV4, expr.NATTypeDestNAT)),
 			rule(ipv6(), load(daddr6(), 1), masked(make([]byte, 16)), portKey(4), translate(state.SetForward6, unix.NFPROTO_IPV6, expr.NATTypeDestNAT)),
 		}},
@@ -103,8 +103,8 @@ func translated() part {
 // registers of four bytes.
 func portKey(after uint32) part {
 	return part{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register32 + after},
-		load(destPort(), register32+after+1)[0],
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: firstRegister + after},
+		load(destPort(), firstRegister+after+1)[0],
 	}
 }
 
@@ -114,9 +114,9 @@ func translate(set string, family uint32, kind expr.NATType) part {
 	nat := &expr.NAT{Type: kind, Family: family, RegAddrMin: 1}
 	switch set {
 	case state.SetForward4:
-		nat.RegProtoMin = register32 + 1
+		nat.RegProtoMin = firstRegister + 1
 	case state.SetForward6:
-		nat.RegProtoMin = register32 + 4
+		nat.RegProtoMin = firstRegister + 4
 	}
 	return part{&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: set}, nat}
 }

@@ -161,7 +161,7 @@ func (k *Kernel) fingerprint(ctx context.Context) (marker, print string, err err
 		keep []uint16
 	}{
 		{unix.NFT_MSG_GETCHAIN, []uint16{unix.NFTA_CHAIN_NAME, unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_POLICY, unix.NFTA_CHAIN_TYPE, chainFlags}},
-		{unix.NFT_MSG_GETSET, []uint16{unix.NFTA_SET_NAME, unix.NFTA_SET_FLAGS, unix.NFTA_SET_KEY_TYPE, unix.NFTA_SET_KEY_LEN, unix.NFTA_SET_DATA_TYPE, unix.NFTA_SET_DATA_LEN, setExpr}},
+		{unix.NFT_MSG_GETSET, []uint16{unix.NFTA_SET_NAME, unix.NFTA_SET_FLAGS, unix.NFTA_SET_KEY_TYPE, unix.NFTA_SET_KEY_LEN, unix.NFTA_SET_DATA_TYPE, unix.NFTA_SET_DATA_LEN, setExpr, setExpressions}},
 		{unix.NFT_MSG_GETRULE, []uint16{unix.NFTA_RULE_CHAIN, unix.NFTA_RULE_EXPRESSIONS}},
 	}
 	for _, kind := range kinds {
@@ -280,7 +280,12 @@ func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
 		case unix.NFTA_SET_ELEM_EXPR:
 			packets = counterPackets(d)
 		case elemExprs:
-			attrs(d, func(_ uint16, d []byte) { packets = counterPackets(d) })
+			attrs(d, func(_ uint16, d []byte) {
+				if s.limited && e.Limit == 0 {
+					e.Limit = parseLimit(d)
+				}
+				packets = max(packets, counterPackets(d))
+			})
 		}
 	})
 	if s.ranges {
@@ -443,6 +448,9 @@ func elemsMessage(typ uint16, elems []state.Elem) message {
 				m = m.nest(unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(dataValue, first) })
 				if last != nil {
 					m = m.nest(elemKeyEnd, func(m message) message { return m.attr(dataValue, last) })
+				}
+				if e.Limit != 0 && typ == unix.NFT_MSG_NEWSETELEM {
+					m = m.limit(elemExprs, e.Limit)
 				}
 				if v := valueBytes(e); v != nil && typ == unix.NFT_MSG_NEWSETELEM {
 					m = m.nest(unix.NFTA_SET_ELEM_DATA, func(m message) message { return m.attr(dataValue, v) })

@@ -64,6 +64,7 @@ type set struct {
 	bits    int    // of the prefixes that it has; 0: whole addresses
 	key     []datatype
 	value   []datatype // of a map
+	limited bool       // its elements allow so many connections
 	counted bool       // its elements have a counter that a lookup counts in
 	ranges  bool       // its addresses are prefixes of any length
 }
@@ -104,7 +105,7 @@ func sets() []set {
 			})
 		}
 	}
-	return append(list, translations()...)
+	return slices.Concat(list, translations(), tracking())
 }
 
 // prefixSet names the set of prefixes of one length.
@@ -155,13 +156,13 @@ func chains() []chain {
 			rule(ipv4(), verdict(expr.VerdictGoto, "guard_ip")),
 			rule(ipv6(), verdict(expr.VerdictGoto, "guard_ip6")),
 		}},
-		{name: "prerouting", kind: "filter", hook: hookPrerouting, priority: priorityRaw, rules: [][]expr.Any{
+		{name: "prerouting", kind: "filter", hook: hookPrerouting, priority: priorityRaw, rules: append([][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "guard")),
 			// The whole mark is set: kernels before 6.13 cannot combine it with what
 			// a map says. So it is set here, before anybody else sets a part of it.
 			// Other interfaces that are in the map lead to other hosts' guests.
 			rule(iifname(), lookupMark(), setMark()),
-		}},
+		}, untracked()...)},
 		// The responder's sockets have seen these; the kernel must not answer a
 		// second time ("port unreachable", another advertisement).
 		{name: "from_guest", rules: [][]expr.Any{
@@ -212,7 +213,7 @@ func chains() []chain {
 			bySource(oifname(), state.SetMasq6, lookup, part{&expr.Masq{}}),
 		)},
 	}
-	return append(cs, translating()...)
+	return slices.Concat(cs, translating(), limiting())
 }
 
 // counted ends a chain: one packet more in the bridge's counter, and dropped,
@@ -286,7 +287,7 @@ func ctState() part          { return part{&expr.Ct{Key: expr.CtKeySTATE, Regist
 
 // inside4 finds what goes from and to the subnets of one network.
 func inside4() part {
-	return slices.Concat(ipv4(), load(saddr4(), 1), load(daddr4(), register32+1), lookup(state.SetInside4))
+	return slices.Concat(ipv4(), load(saddr4(), 1), load(daddr4(), firstRegister+1), lookup(state.SetInside4))
 }
 
 func inside6() part {
@@ -376,6 +377,9 @@ func (s set) message(id uint32) message {
 	if len(s.value) > 0 {
 		flags |= unix.NFT_SET_MAP
 	}
+	if s.limited {
+		flags |= setFlagExpr
+	}
 	m := tableMessage(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE).
 		str(unix.NFTA_SET_NAME, s.name).
 		be32(unix.NFTA_SET_FLAGS, flags).
@@ -403,6 +407,9 @@ func (s set) message(id uint32) message {
 			order = udataBigEndian
 		}
 		m = m.attr(unix.NFTA_SET_USERDATA, append(udata(udataKeyOrder, order), udata(udataDataOrder, order)...))
+	}
+	if s.limited {
+		m = m.limit(setExpressions, templateLimit)
 	}
 	if s.counted {
 		m = m.nest(setExpr, func(m message) message {

@@ -63,6 +63,35 @@ func given(nat config.NAT, snat []netip.Addr, a netip.Addr) (to netip.Addr, tran
 	return to, false
 }
 
+// tracking plans which connections of the NIC are tracked, and how many. Where
+// something is translated all are: it takes the tracking.
+func (b *builder) tracking(n intent.NIC) {
+	if limit := n.Network.MaxConns; limit != 0 {
+		b.elem(state.Elem{Set: state.SetLimitFrom, Link: n.Bridge, Limit: limit})
+		b.elem(state.Elem{Set: state.SetLimitTo, Link: n.Bridge, Limit: limit})
+	}
+	if !n.Network.NoTrack || len(n.Forwards) > 0 || len(n.Public) > 0 {
+		return
+	}
+	for _, a := range n.Addrs() {
+		if _, translated := translation(n, netip.PrefixFrom(a, a.BitLen())); translated {
+			return
+		}
+	}
+	for _, p := range n.Nets() {
+		if _, translated := translation(n, p); translated {
+			return
+		}
+	}
+	b.elem(state.Elem{Set: state.SetNoTrack, Link: n.Bridge})
+	up4, up6 := Uplinks(n.Network, b.facts)
+	for _, uplink := range []string{up4, up6} {
+		if uplink != "" {
+			b.elem(state.Elem{Set: state.SetNoTrackUplink, Link: uplink})
+		}
+	}
+}
+
 // sharedSpace is RFC 6598.
 var sharedSpace = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 

@@ -60,7 +60,9 @@ type input struct {
 		Downlink         string
 		Addrs            []string `yaml:"addresses"`
 		Isolate          bool
-		ProxyARP         bool `yaml:"proxy_arp"`
+		ProxyARP         bool   `yaml:"proxy_arp"`
+		NoTrack          bool   `yaml:"notrack"`
+		Limit            uint32 `yaml:"conntrack_limit"`
 	}
 	VMs []struct {
 		UUID, Name, Hostname string
@@ -120,6 +122,7 @@ func (in input) config(t *testing.T) config.Config {
 		p.Router4, p.Router6, p.Downlink = address(n.Router4), address(n.Router6), n.Downlink
 		p.Subnets, p.Addrs, p.Isolate, p.ProxyARP = prefixes(n.Subnets), addrs(t, n.Addrs), n.Isolate, n.ProxyARP
 		p.SNAT = addrs(t, n.SNAT)
+		p.NoTrack, p.MaxConns = n.NoTrack, n.Limit
 		c.Networks[name] = p
 	}
 	return c

@@ -355,7 +355,7 @@ func (e Elem) guest() netip.Prefix {
 
 // key is the element without its value.
 func (e Elem) key() Elem {
-	e.Mark, e.To = 0, netip.AddrPort{}
+	e.Mark, e.Limit, e.To = 0, 0, netip.AddrPort{}
 	return e
 }
 
@@ -393,6 +393,7 @@ func compareElem(a, b Elem) int {
 		cmp.Compare(a.Proto, b.Proto),
 		cmp.Compare(a.Port, b.Port),
 		cmp.Compare(a.Mark, b.Mark),
+		cmp.Compare(a.Limit, b.Limit),
 		a.To.Compare(b.To),
 	)
 }

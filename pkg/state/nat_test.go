@@ -69,3 +69,15 @@ func TestOnlyTranslation(t *testing.T) {
 		t.Errorf("kept:\n%s", want)
 	}
 }
+
+// TestKeepNoTrack: what a link is untracked with stays with it.
+func TestKeepNoTrack(t *testing.T) {
+	have := one()
+	have.Elems[state.Elem{Set: state.SetNoTrack, Link: "br1"}] = struct{}{}
+	have.Elems[state.Elem{Set: state.SetNoTrackUplink, Link: "eth0"}] = struct{}{}
+	var want state.State
+	state.Keep(&want, have, "br1")
+	if d := cmp.Diff(have.String(), want.String()); d != "" {
+		t.Errorf("(-have +kept):\n%s", d)
+	}
+}

@@ -110,6 +110,13 @@ func Keep(want *State, have State, link string) {
 	dropLink(want, link)
 	copyLink(want, have, link)
 	keepCovers(want, have, link)
+	if _, untracked := have.Elems[Elem{Set: SetNoTrack, Link: link}]; untracked {
+		for e := range have.Elems {
+			if e.Set == SetNoTrackUplink {
+				want.Elems[e] = struct{}{}
+			}
+		}
+	}
 	if want.Skeleton == "" {
 		want.Skeleton = have.Skeleton
 	}
@@ -248,6 +255,8 @@ func elemOf(e Elem, link string, own map[netip.Prefix]bool) bool {
 		return own[e.Addr]
 	case SetForward4, SetForward6, SetPublic4, SetPublic6:
 		return own[host(e.To.Addr())]
+	case SetNoTrackUplink:
+		return false
 	}
 	return e.Link == link
 }

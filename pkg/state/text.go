@@ -119,6 +119,9 @@ func (e Elem) String() string {
 	if e.Set == SetMark {
 		s += fmt.Sprintf(" : %#08x", e.Mark)
 	}
+	if e.Limit != 0 {
+		s += fmt.Sprintf(" ct count over %d", e.Limit)
+	}
 	if e.To.IsValid() {
 		s += " : " + e.To.Addr().String()
 		if e.To.Port() != 0 {
@@ -286,6 +289,7 @@ type ElemDocument struct {
 	Proto   uint8         `json:"proto,omitempty"`
 	Port    uint16        `json:"port,omitempty"`
 	Mark    uint32        `json:"mark,omitempty"`
+	Limit   uint32        `json:"limit,omitempty"`
 	To      *netip.Addr   `json:"to,omitempty"`
 	ToPort  uint16        `json:"to_port,omitempty"`
 }
@@ -338,7 +342,7 @@ func (s State) Document() Document {
 		d.Routes = append(d.Routes, doc)
 	}
 	for _, e := range sorted(s.Elems, compareElem) {
-		doc := ElemDocument{Set: e.Set, Link: e.Link, Proto: e.Proto, Port: e.Port, Mark: e.Mark}
+		doc := ElemDocument{Set: e.Set, Link: e.Link, Proto: e.Proto, Port: e.Port, Mark: e.Mark, Limit: e.Limit}
 		if to := e.To.Addr(); to.IsValid() {
 			doc.To, doc.ToPort = &to, e.To.Port()
 		}

@@ -95,6 +95,7 @@ type Elem struct {
 	Proto uint8          // inet_proto part of the key: IPPROTO_TCP or IPPROTO_UDP
 	Port  uint16         // inet_service part of the key
 	Mark  uint32         // value, in SetMark
+	Limit uint32         // connections at a time, in SetLimitFrom and SetLimitTo
 	To    netip.AddrPort // value, where addresses are translated; the port is 0 but in SetForward4 and SetForward6
 }
 
@@ -126,6 +127,14 @@ const (
 	SetSNAT6    = "snat6"     // ifname (uplink) . ipv6_addr, or one of PrefixLengths : ipv6_addr
 	SetSNATNet4 = "snat_net4" // ifname (uplink) . ipv4 prefix : ipv4_addr, for what other hosts' guests send
 	SetSNATNet6 = "snat_net6" // the same for IPv6
+
+	// ifname, and between which there is no connection tracking: bridges, and uplinks.
+	SetNoTrack       = "no_track"
+	SetNoTrackUplink = "no_track_uplink"
+	// ifname, with how many connections there may be at a time that begin there, and
+	// that lead there from elsewhere, and a counter of the packets refused.
+	SetLimitFrom = "limit_from"
+	SetLimitTo   = "limit_to"
 )
 
 // PrefixLengths are the lengths of the prefixes that sources are looked for by,
