@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/slash32/slash32/pkg/annotation"
 	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/responder"
 	"github.com/slash32/slash32/pkg/state"
@@ -24,6 +25,8 @@ func TestThousand(t *testing.T) {
 	for i := range list {
 		n := &list[i].NICs[0]
 		n.Network.ProxyNDP, n.Network.Uplink = true, "wan0"
+		n.Network.MaxConns = 20000
+		n.Forwards = []annotation.Forward{{Proto: "both", Port: uint16(10000 + 2*i), Last: uint16(10001 + 2*i), To: 22, Family: "both"}}
 		n.Prefixes = []intent.Prefix{{Net: netip.MustParsePrefix(fmt.Sprintf("fd00:1:%x::/64", i)), Mode: responder.ModeSLAAC}}
 		n.Delegated = []intent.Delegation{{Prefix: netip.MustParsePrefix(fmt.Sprintf("fd00:2:%x::/59", i)), Via: n.MAC.LinkLocal()}}
 	}
