@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/mac"
+	"github.com/slash32/slash32/pkg/wire"
 )
 
 // MaxFrame is how much of a frame reaches the reader, in bytes. Nothing that a
@@ -19,8 +20,9 @@ const (
 	accept = MaxFrame
 )
 
-// program is the whole filter: only the guest's own frames, untagged, and of
-// those only what a responder answers.
+// program is the whole filter: only the guest's own frames, and of those only
+// what a responder answers. Of a frame with a VLAN tag it passes the addresses
+// alone (wire.TaggedLen), to be counted.
 func program(guest mac.Addr) []bpf.Instruction {
 	return append([]bpf.Instruction{
 		// What the host itself sends through the bridge. PACKET_IGNORE_OUTGOING
@@ -32,7 +34,7 @@ func program(guest mac.Addr) []bpf.Instruction {
 		// an untagged request, and an untagged answer would be wrong.
 		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
-		bpf.RetConstant{Val: drop},
+		bpf.RetConstant{Val: wire.TaggedLen},
 	}, requests(guest)...)
 }
 

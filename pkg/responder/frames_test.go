@@ -229,6 +229,7 @@ func linkMessages() []message {
 		{"short_ip", discover[:30], responder.Truncated},
 		{"short_dhcp", discover[:200], responder.Truncated},
 		{"udp_longer_than_packet", short, responder.Truncated},
+		{"vlan_cut", discover[:wire.TaggedLen], responder.VLAN},
 		{"vlan", append(append(append([]byte(nil), discover[:12]...), 0x81, 0, 0, 5), discover[12:]...), responder.VLAN},
 		{"foreign", foreign, responder.Foreign},
 		{"fragment4", fragment, responder.Fragment},

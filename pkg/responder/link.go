@@ -230,6 +230,8 @@ func (l *Link) Forced() Profile {
 func (l *Link) Respond(g *Guest, now time.Time, frame, out []byte) ([]byte, Verdict) {
 	eth, b, ok := wire.ParseEther(frame)
 	switch {
+	case len(frame) == wire.TaggedLen:
+		return nil, VLAN
 	case !ok:
 		return nil, Truncated
 	case eth.Type == wire.EtherTypeVLAN || eth.Type == wire.EtherTypeQinQ:

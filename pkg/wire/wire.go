@@ -25,6 +25,11 @@ const (
 // EtherLen is the length of an Ethernet header in bytes.
 const EtherLen = 14
 
+// TaggedLen is the length of what is left of a frame with a VLAN tag where the
+// tag itself is not of interest: the addresses in front of it. No frame is that
+// short: an interface takes none without a whole Ethernet header.
+const TaggedLen = EtherLen - 2
+
 // Ether is an Ethernet II header.
 type Ether struct {
 	Dst, Src mac.Addr
