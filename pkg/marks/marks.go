@@ -53,8 +53,13 @@ const (
 	// LinkAliasPrefix starts the alias of a bridge: slash32:<uuid>:<mac>.
 	LinkAliasPrefix = "slash32:"
 
-	// NftTable is the only nftables table that is ours (family inet).
+	// NftTable is the name of the only nftables tables that are ours: in family
+	// inet, and in family arp.
 	NftTable = "slash32"
+
+	// LogGroup is the nfnetlink_log group that samples of what the guards drop go
+	// to.
+	LogGroup = 32
 
 	// GatewayMAC is the address of every bridge of ours on every host, so that
 	// a guest that migrates keeps a valid neighbour entry. Locally administered.
