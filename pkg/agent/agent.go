@@ -22,6 +22,7 @@ import (
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/pkg/doctor"
+	"github.com/slash32/slash32/pkg/evidence"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/launch"
 	"github.com/slash32/slash32/pkg/marks"
@@ -106,10 +107,14 @@ func Run(ctx context.Context, o Options) error {
 	}
 	keeper.SetConfig(c)
 	loop.Neighbours, loop.Writers, k.Foreign = keeper.Warnings, k.Writers, keeper.Poke
-	a := &agent{Options: o, loop: loop, kernel: k, spool: s, upstreams: up, keeper: keeper}
+	loop.Traffic = reconcile.NewMeter(k.Traffic, s, time.Now, o.Log)
+	samples := &evidence.Runner{Link: k.LinkName, VM: loop.OnBridge, Now: time.Now, Log: o.Log}
+	samples.Set(c.LogDrops)
+	a := &agent{Options: o, loop: loop, kernel: k, spool: s, meter: loop.Traffic, samples: samples, upstreams: up, keeper: keeper}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return loop.Run(ctx) })
+	g.Go(func() error { return loop.Traffic.Run(ctx) })
 	g.Go(func() error {
 		return v.Run(ctx, func(reason string) { loop.Poke("libvirt: "+reason, true) })
 	})
@@ -122,6 +127,7 @@ func Run(ctx context.Context, o Options) error {
 	g.Go(func() error { return keeper.Run(ctx) })
 	g.Go(func() error { return carrier.Run(ctx) })
 	g.Go(func() error { return hooks.Run(ctx) })
+	g.Go(func() error { return samples.Run(ctx) })
 	g.Go(func() error { return up.run(ctx) })
 	g.Go(func() error { return control.Serve(ctx, l, a.serve) })
 	g.Go(func() error { return a.signals(ctx) })
@@ -171,6 +177,9 @@ type agent struct {
 	loop   *reconcile.Loop
 	kernel *kernel.Kernel
 	spool  *spool.Spool
+	meter  *reconcile.Meter
+
+	samples *evidence.Runner
 
 	upstreams *upstreams
 	keeper    *doctor.Keeper
@@ -211,6 +220,7 @@ func (a *agent) reload() error {
 	a.loop.SetConfig(c)
 	a.upstreams.set(c)
 	a.keeper.SetConfig(c)
+	a.samples.Set(c.LogDrops)
 	a.Log.Info("configuration read")
 	return nil
 }

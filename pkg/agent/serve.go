@@ -11,7 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/traffic"
 )
 
 // Exit codes for the command.
@@ -115,16 +117,22 @@ func (a *agent) fill(ctx context.Context, vms []control.VM) {
 	if err != nil {
 		a.Log.Warnf("read the guards' counters: %v", err)
 	}
+	a.meter.Collect(ctx)
 	for i := range vms {
 		v := &vms[i]
 		v.NICs = slices.Clone(v.NICs) // the loop keeps the status that this is a copy of
 		for j := range v.NICs {
 			s := spoofed[v.NICs[j].Bridge]
-			v.NICs[j].Spoofed = control.Spoofed{IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, Rogue: s.Rogue}
+			v.NICs[j].Spoofed = control.Spoofed(s)
 		}
 		id, err := uuid.Parse(v.UUID)
 		if err != nil {
 			continue
+		}
+		for j := range v.NICs {
+			if m, err := mac.Parse(v.NICs[j].MAC); err == nil {
+				v.NICs[j].Traffic = a.meter.Sum(traffic.NIC{UUID: id, MAC: m})
+			}
 		}
 		rctx, cancel := context.WithTimeout(ctx, askResponder)
 		v.Responder, err = control.QueryResponder(rctx, a.spool.ResponderSocket(id))

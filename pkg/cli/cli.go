@@ -149,6 +149,10 @@ keeps guests offline. It changes nothing and needs root, but no agent.`,
 		`sync has the agent compare everything and put back what is missing, and returns
 when it has. It is what a unit runs that has just flushed the nftables ruleset.`,
 		cobra.NoArgs, false, c.sync)
+	add("metrics", "Counters for Prometheus",
+		`metrics prints the counters of all VMs in the text format of Prometheus: what was
+forwarded, what the guards dropped, what the responders saw.`,
+		cobra.NoArgs, false, c.metrics)
 	add("version", "The version of this program",
 		"version prints the version of this program.",
 		cobra.NoArgs, false, c.version)

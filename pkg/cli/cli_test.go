@@ -135,11 +135,11 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 // TestManual holds that the pages name every command, key and code.
 func TestManual(t *testing.T) {
 	for page, words := range map[string][]string{
-		"slash32.1":            {"status", "show", "check", "plan", "doctor", "sync", "version", "W301", "W302", "W303", "W304", "W305", "W306", "W307", "W308", "W309", "W310", "W311", "W312", "W313", "completion", "SLASH32_CONFIG_DIR", "SLASH32_RUN_DIR"},
+		"slash32.1":            {"status", "show", "check", "plan", "doctor", "sync", "metrics", "version", "W301", "W302", "W303", "W304", "W305", "W306", "W307", "W308", "W309", "W310", "W311", "W312", "W313", "completion", "SLASH32_CONFIG_DIR", "SLASH32_RUN_DIR"},
 		"slash32-hook.8":       {"prepare", "release", "qemu.d"},
 		"slash32-responder.8":  {"binding.json", "responder.sock"},
 		"slash32d.8":           {"SLASH32_STATE_DIR", "slash32d.sock"},
-		"slash32.yaml.5":       {"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "forwarding", "launch", "libvirt", "coexist", "conf.d", "domains.d"},
+		"slash32.yaml.5":       {"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "forwarding", "launch", "libvirt", "coexist", "host_services", "local_prefixes", "log_drops", "conf.d", "domains.d"},
 		"slash32-annotation.7": {"hostname", "domain", "network", "client", "mtu", "ipv4", "ipv6", "address", "prefix", "dns", "search", "ntp", "route", "nat", "forward", "boot", "option", "portal", "relay", "E100", "E101", "E102", "E103", "E104", "E105", "E106", "E107", "E108", "E109", "E110", "E111", "E112", "E120", "E130", "W101", "W102", "W203", "W208", "W209", "W210"},
 	} {
 		b, err := os.ReadFile(filepath.Join("../../packaging/man", page))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/traffic"
 )
 
 func (c *command) status(ctx context.Context, _ []string) error {
@@ -75,7 +76,7 @@ func (c *command) statusText(s control.Status) string {
 			row(v.Name, v.State, "", "", "", "", "", up)
 		}
 		for _, n := range v.NICs {
-			row(v.Name, v.State, addresses(n), n.Bridge, n.Uplink, n.NAT, fmt.Sprint(n.Spoofed.IPv4+n.Spoofed.IPv6+n.Spoofed.MAC), up)
+			row(v.Name, v.State, addresses(n), n.Bridge, n.Uplink, n.NAT, fmt.Sprint(spoofed(n.Spoofed)), up)
 		}
 	}
 	_ = w.Flush() // to a strings.Builder
@@ -94,6 +95,26 @@ func (c *command) statusText(s control.Status) string {
 		b.WriteString("\n" + strings.Join(notes, "\n") + "\n")
 	}
 	return b.String()
+}
+
+// spoofed is how many packets were dropped for what the guest claimed in them.
+func spoofed(s control.Spoofed) (n uint64) {
+	for reason, count := range s.Reasons() {
+		if reason != "closed" {
+			n += count
+		}
+	}
+	return n
+}
+
+func spoofedText(s control.Spoofed) string {
+	return fmt.Sprintf("%d IPv4, %d IPv6, %d MAC, %d ARP, %d ND, %d as a router, %d redirects, %d as a DHCP server",
+		s.IPv4, s.IPv6, s.MAC, s.ARP, s.ND, s.RA, s.Redirect, s.Rogue)
+}
+
+func classesText(c traffic.Classes) string {
+	return fmt.Sprintf("%d bytes, %d packets internet; %d bytes, %d packets local",
+		c.Internet.Bytes, c.Internet.Packets, c.Local.Bytes, c.Local.Packets)
 }
 
 func uplink(s control.Status) string {
@@ -243,7 +264,10 @@ func (c *command) showText(v control.VM) string {
 		for _, f := range n.Forwards {
 			line("  forward", "%s", f)
 		}
-		line("  spoofed", "%d IPv4, %d IPv6, %d MAC, %d as a DHCP server", n.Spoofed.IPv4, n.Spoofed.IPv6, n.Spoofed.MAC, n.Spoofed.Rogue)
+		line("  spoofed", "%s", spoofedText(n.Spoofed))
+		line("  closed", "%d to the host's services; %d fragments, not dropped", n.Spoofed.Closed, n.Spoofed.Fragments)
+		line("  in", "%s", classesText(n.Traffic.In))
+		line("  out", "%s", classesText(n.Traffic.Out))
 		for _, r := range v.Responder.NICs {
 			if r.Bridge == n.Bridge {
 				if r.Client != nil {

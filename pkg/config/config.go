@@ -30,6 +30,9 @@ const (
 	MaxSubnets = 16 // of a network
 	MaxAddrs   = 8  // of this host in it
 
+	MaxServices = 32 // of the host, that a network opens
+	MaxLocal    = 256
+
 	// A classic lease's prefix has room for a network address, a gateway, the
 	// guest and a broadcast address, and is no more of the Internet than needed.
 	MinClassic = 8
@@ -43,6 +46,7 @@ func Default() Config {
 		Forwarding: "manage",
 		Launch:     "auto",
 		LibvirtURI: "qemu:///system",
+		LogDrops:   true,
 		Coexist:    Coexist{Docker: Warn, UFW: Warn, Firewalld: Warn},
 	}
 }

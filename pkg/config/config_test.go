@@ -31,7 +31,7 @@ func TestReference(t *testing.T) {
 	if d := cmp.Diff(config.Default(), got, byValue); d != "" {
 		t.Error(d)
 	}
-	for _, key := range []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait", "ipv6_pool", "proxy_ndp"} {
+	for _, key := range []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "announce", "isolate", "conflict", "probe", "probe_wait", "ipv6_pool", "proxy_ndp", "host_services"} {
 		if !strings.Contains(string(b), "\n    "+key+":") {
 			t.Errorf("no key %s", key)
 		}

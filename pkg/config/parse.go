@@ -18,9 +18,9 @@ import (
 const maxProblems = 32
 
 var (
-	topKeys     = []string{"networks", "forwarding", "launch", "libvirt", "hooks", "coexist"}
+	topKeys     = []string{"networks", "forwarding", "launch", "libvirt", "hooks", "coexist", "local_prefixes", "log_drops"}
 	networkKeys = []string{"uplink", "table", "gateway4", "gateway6", "dns", "search", "ntp", "mtu", "lease", "nat", "notrack", "conntrack_limit", "announce", "isolate", "conflict", "probe", "probe_wait",
-		"client", "classic", "decline", "ipv6_only", "portal", "relay", "ipv6_pool", "pref64", "aftr", "proxy_ndp", "proxy_arp", "router4", "router6", "subnets", "downlink", "addresses"}
+		"client", "classic", "decline", "ipv6_only", "portal", "relay", "ipv6_pool", "pref64", "aftr", "proxy_ndp", "proxy_arp", "router4", "router6", "subnets", "downlink", "addresses", "host_services"}
 	poolKeys  = []string{"upstream", "length_hint"}
 	relayKeys = []string{"servers", "link4", "link6", "source4"}
 )
@@ -118,6 +118,10 @@ func (p *parser) top(c *Config, tree yamltree.Node) {
 			p.hooks(c, e)
 		case "coexist":
 			p.coexist(&c.Coexist, e)
+		case "local_prefixes":
+			p.localPrefixes(e, &c.LocalPrefixes)
+		case "log_drops":
+			p.boolean(e, &c.LogDrops)
 		default:
 			p.unknown(e, topKeys)
 		}
@@ -240,6 +244,8 @@ func (p *parser) network(n *Network, e yamltree.Entry) {
 		p.downlink(e, &n.Downlink)
 	case "addresses":
 		p.addresses(e, &n.Addrs, MaxAddrs, reserved, "is not an address that this host can have there")
+	case "host_services":
+		p.services(e, n)
 	default:
 		p.unknown(e, networkKeys)
 	}

@@ -16,6 +16,11 @@ type Config struct {
 	LibvirtURI string             // default qemu:///system
 	Hooks      Hooks
 	Coexist    Coexist
+
+	// LocalPrefixes is whose traffic is counted as local: masked, sorted, none
+	// within another.
+	LocalPrefixes []netip.Prefix
+	LogDrops      bool // a sample of what the guards drop goes to the log
 }
 
 // Network is a named profile that annotations refer to.
@@ -59,6 +64,8 @@ type Network struct {
 	AFTR     string       // name of the DS-Lite tunnel's far end (RFC 6334); "": none
 	ProxyNDP bool         // answer Neighbour Solicitations for guests' addresses on the link of Subnets
 	ProxyARP bool         // the same for ARP
+	Services []Service    // of the host, that guests may reach
+	Open     bool         // guests may reach all of the host
 }
 
 // Coexist says what is done about other firewalls that keep guests offline: Manage,
@@ -72,6 +79,18 @@ const (
 	Manage = "manage" // let guests through in the chain that is made for it
 	Warn   = "warn"   // say so
 	Ignore = "ignore"
+)
+
+// Service is one port of the host.
+type Service struct {
+	Proto uint8 // ProtoTCP or ProtoUDP
+	Port  uint16
+}
+
+// The protocols of a Service (IANA's numbers).
+const (
+	ProtoTCP = 6
+	ProtoUDP = 17
 )
 
 // Hooks are programs of the user's that the agent runs.

@@ -4,7 +4,11 @@
 // of "slash32 -j".
 package control
 
-import "time"
+import (
+	"time"
+
+	"github.com/slash32/slash32/pkg/traffic"
+)
 
 // Request is one line to the agent's socket.
 type Request struct {
@@ -67,6 +71,8 @@ type NIC struct {
 	Relay    []string `json:"relay,omitempty"`  // the DHCP servers that it is relayed to
 	Leases   []Lease  `json:"leases,omitempty"` // theirs
 	Spoofed  Spoofed  `json:"spoofed"`
+	// Traffic is what was forwarded, over all starts of the VM on this host.
+	Traffic traffic.Traffic `json:"traffic"`
 
 	Prefixes  []Prefix     `json:"prefixes,omitempty"`
 	Delegated []Delegation `json:"delegated,omitempty"` // what the guest asked for and was given
@@ -93,13 +99,29 @@ type Lease struct {
 	Expires time.Time `json:"expires"`
 }
 
-// Spoofed counts packets dropped by the guard, by reason.
+// Spoofed counts packets that the guard met, by reason. All but Fragments were
+// dropped.
 type Spoofed struct {
 	IPv4 uint64 `json:"ipv4"`
 	IPv6 uint64 `json:"ipv6"`
 	MAC  uint64 `json:"mac"`
 	// Rogue counts what the guest sent as a DHCP server beyond its link.
-	Rogue uint64 `json:"rogue"`
+	Rogue     uint64 `json:"rogue"`
+	ARP       uint64 `json:"arp"`       // ARP whose sender is not the guest
+	ND        uint64 `json:"nd"`        // neighbour discovery for what is not the guest's
+	RA        uint64 `json:"ra"`        // router advertisements
+	Redirect  uint64 `json:"redirect"`  // ICMP and ICMPv6 redirects
+	Closed    uint64 `json:"closed"`    // to a port of the host that is not open to guests
+	Fragments uint64 `json:"fragments"` // of the guest's own packets; not dropped
+}
+
+// Reasons are the counts by the name of the kernel's set: those of what was
+// dropped.
+func (s Spoofed) Reasons() map[string]uint64 {
+	return map[string]uint64{
+		"spoof4": s.IPv4, "spoof6": s.IPv6, "spoof_mac": s.MAC, "spoof_arp": s.ARP, "spoof_nd": s.ND,
+		"rogue_ra": s.RA, "redirects": s.Redirect, "rogue": s.Rogue, "closed": s.Closed,
+	}
 }
 
 // Responder is the state of one VM's responder: the one line of JSON that its

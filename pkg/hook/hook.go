@@ -23,6 +23,7 @@ import (
 	"github.com/slash32/slash32/pkg/source"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/traffic"
 )
 
 // Kernel is what the hook needs of the kernel.
@@ -33,6 +34,7 @@ type Kernel interface {
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
 	RouteOwner(context.Context, netip.Prefix) (string, error)
 	HostRoute(ctx context.Context, a netip.Addr, table uint32) (kernel.HostRoute, bool, error)
+	TrafficOf(ctx context.Context, links []string) (map[string]traffic.Traffic, error)
 	Close()
 }
 

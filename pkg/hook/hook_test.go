@@ -25,6 +25,7 @@ import (
 	"github.com/slash32/slash32/pkg/probe"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/traffic"
 )
 
 // bed is a hook on a real kernel in a network namespace of its own.
@@ -705,5 +706,35 @@ func TestRelayed(t *testing.T) {
 	b.must("prepare", dom{n: 3, annotation: `network="ext"`})
 	if !b.resp[b.spool.VMDir(id(3))] {
 		t.Error("no responder was started")
+	}
+}
+
+// TestCountersAreLeft: what a VM's traffic counters said last is left for the
+// agent, once.
+func TestCountersAreLeft(t *testing.T) {
+	b := newBed(t)
+	b.agent = true
+	b.must("prepare", web)
+	b.must("started", web)
+	b.sh(`nft add element inet slash32 in_internet { "s32-vm1" counter packets 3 bytes 300 }`)
+	b.sh(`nft add element inet slash32 out_local { "s32-vm1" counter packets 1 bytes 50 }`)
+	b.must("stopped", web)
+	b.must("stopped", web)
+	b.must("release", web)
+	boot, err := spool.BootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := b.spool.LeftCounters()
+	if err != nil || len(left) != 1 {
+		t.Fatalf("left: %v, %v", left, err)
+	}
+	want := traffic.Final{Boot: boot, Bridges: map[string]traffic.Traffic{"s32-vm1": {
+		In: traffic.Classes{Internet: traffic.Count{Packets: 3, Bytes: 300}}, Out: traffic.Classes{Local: traffic.Count{Packets: 1, Bytes: 50}},
+	}}}
+	for name, f := range left {
+		if d := cmp.Diff(want, f); d != "" || !strings.HasPrefix(name, id(1).String()) {
+			t.Errorf("%s: %s", name, d)
+		}
 	}
 }

@@ -305,7 +305,7 @@ func (o *operation) undo(ctx context.Context, vm intent.VM, l Launcher) problem.
 func (o *operation) undoLocked(ctx context.Context, vm intent.VM) problem.List {
 	ctx = context.WithoutCancel(ctx)
 	var ps problem.List
-	if err := o.clear(ctx, spool.ClaimsOf(vm).Bridges, true); err != nil {
+	if err := o.clear(ctx, vm.UUID, spool.ClaimsOf(vm).Bridges, true); err != nil {
 		ps = o.failed("cannot undo", err)
 	}
 	if err := o.spool.Remove(vm.UUID); err != nil {

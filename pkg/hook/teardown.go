@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -13,6 +14,7 @@ import (
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/traffic"
 )
 
 // stopped withdraws everything but the bridge, routes first, so that BGP
@@ -27,7 +29,7 @@ func (o *operation) stopped(ctx context.Context, id uuid.UUID) error {
 		d.Phase, d.At = spool.Stopped, o.Now()
 		err = o.spool.WriteDeclaration(d)
 	}
-	return errors.Join(err, o.clear(ctx, bridges, false))
+	return errors.Join(err, o.clear(ctx, id, bridges, false))
 }
 
 // release removes the rest: responder, bridge and files.
@@ -44,7 +46,7 @@ func (o *operation) release(ctx context.Context, id uuid.UUID) error {
 	if err := o.Launcher(c.Launch).Stop(ctx, o.spool.VMDir(id)); err != nil {
 		errs = append(errs, fmt.Errorf("stop the responder: %w", err))
 	}
-	errs = append(errs, o.clear(ctx, bridges, true))
+	errs = append(errs, o.clear(ctx, id, bridges, true))
 	if d.Phase == "" {
 		return errors.Join(append(errs, o.spool.Remove(id))...)
 	}
@@ -89,10 +91,15 @@ func (o *operation) remains(ctx context.Context, id uuid.UUID) (spool.Declaratio
 }
 
 // clear removes the bridges' objects, and with links the bridges themselves.
-// With the last of our bridges go the policy rules and the nftables table.
-func (o *operation) clear(ctx context.Context, bridges []string, links bool) error {
+// With the last of our bridges go the policy rules and the nftables tables. What
+// the bridges' counters said last is left for the agent, once they are gone.
+func (o *operation) clear(ctx context.Context, id uuid.UUID, bridges []string, links bool) error {
 	if len(bridges) == 0 {
 		return nil
+	}
+	counted, err := o.kernel.TrafficOf(ctx, bridges)
+	if err != nil {
+		o.Log.Warnf("%s: %v; what was forwarded since the agent's last look is not counted", o.name, err)
 	}
 	have, err := o.kernel.Read(ctx, state.Scope{Links: bridges})
 	if err != nil {
@@ -115,7 +122,15 @@ func (o *operation) clear(ctx context.Context, bridges []string, links bool) err
 	if _, err := o.kernel.Apply(ctx, state.Diff(have, want)); err != nil {
 		return fmt.Errorf("tear down %v: %w", bridges, err)
 	}
-	return nil
+	maps.DeleteFunc(counted, func(_ string, t traffic.Traffic) bool { return t == traffic.Traffic{} })
+	if len(counted) == 0 {
+		return nil
+	}
+	boot, err := spool.BootID()
+	if err != nil {
+		return err
+	}
+	return o.spool.LeaveCounters(id, traffic.Final{Boot: boot, Bridges: counted}, o.Now())
 }
 
 // alone tells whether no bridge of ours but these is there, and if so returns

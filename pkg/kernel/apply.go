@@ -402,12 +402,14 @@ func (a *applier) nft(ctx context.Context, changes []state.Change) {
 			continue
 		}
 		if c.Verb == state.Delete {
-			err := a.k.nft.transaction(ctx, []message{tableMessage(unix.NFT_MSG_DELTABLE, 0)})
-			switch {
-			case err == nil:
-				a.writes++
-			case !isGone(err):
-				a.failedAt(c, err)
+			for _, f := range families {
+				err := a.k.nft.transaction(ctx, []message{familyMessage(f, unix.NFT_MSG_DELTABLE, 0)})
+				switch {
+				case err == nil:
+					a.writes++
+				case !isGone(err):
+					a.failedAt(c, err)
+				}
 			}
 			changes = changes[1:]
 			continue
@@ -423,8 +425,8 @@ func (a *applier) nft(ctx context.Context, changes []state.Change) {
 	}
 }
 
-// skeleton makes the table and its elements in one transaction: in between
-// there is never a guard that knows no one. Then it marks the table as complete;
+// skeleton makes the tables and their elements in one transaction: in between
+// there is never a guard that knows no one. Then it marks them as complete;
 // without the mark it is made again.
 func (a *applier) skeleton(ctx context.Context, version string, elems []state.Change) error {
 	msgs, err := skeletonMessages()

@@ -1,6 +1,6 @@
 // Package kernel reads and writes the kernel objects of slash32: bridges,
 // their settings, addresses, neighbours, routes and rules through rtnetlink,
-// table inet slash32 through nftables' netlink, tracked connections. It deletes
+// the tables slash32 through nftables' netlink, tracked connections. It deletes
 // nothing that does not carry one of the marks in package marks.
 //
 // The requests are made here rather than by a library, for two reasons: many of
@@ -10,7 +10,6 @@
 package kernel
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -26,7 +25,6 @@ import (
 
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/marks"
-	"github.com/slash32/slash32/pkg/state"
 )
 
 // Kernel is the kernel's network of one namespace: the one that the calling
@@ -214,34 +212,5 @@ func (k *Kernel) gatewayMAC(name string) bool {
 	return errno == 0 && mac.Addr(req.data[:6]) == mac.MustParse(marks.GatewayMAC)
 }
 
-// SpoofCount counts the packets that the guard dropped on one bridge.
-type SpoofCount struct {
-	IPv4, IPv6, MAC uint64 // for their source
-	Rogue           uint64 // as a DHCP server's
-}
-
-// Spoofed reads the guard's counters by bridge. They start anew with a bridge's
-// elements and when the table is made again.
-func (k *Kernel) Spoofed(ctx context.Context) (map[string]SpoofCount, error) {
-	out := map[string]SpoofCount{}
-	for _, name := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC, state.SetRogue} {
-		err := k.dumpElems(ctx, set{name: name, key: []datatype{typeIfname()}}, func() {}, func(e state.Elem, packets uint64) {
-			c := out[e.Link]
-			switch name {
-			case state.SetSpoof4:
-				c.IPv4 = packets
-			case state.SetSpoof6:
-				c.IPv6 = packets
-			case state.SetSpoofMAC:
-				c.MAC = packets
-			case state.SetRogue:
-				c.Rogue = packets
-			}
-			out[e.Link] = c
-		})
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("read set %s of table %s: %w", name, marks.NftTable, err)
-		}
-	}
-	return out, nil
-}
+// LinkName finds an interface's name by its index, "" when there is none.
+func (k *Kernel) LinkName(index int) string { return k.name(index) }

@@ -159,11 +159,16 @@ func converge(t testing.TB, k *kernel.Kernel, want state.State) []state.Change {
 
 func build(t testing.TB, k *kernel.Kernel, vms []intent.VM) state.State {
 	t.Helper()
+	return buildOf(t, k, hostConfig(), vms)
+}
+
+func buildOf(t testing.TB, k *kernel.Kernel, c config.Config, vms []intent.VM) state.State {
+	t.Helper()
 	f, err := k.Facts(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return plan.Build(vms, hostConfig(), f).State
+	return plan.Build(vms, c, f).State
 }
 
 func TestCycle(t *testing.T) {

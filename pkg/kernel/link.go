@@ -18,6 +18,7 @@ import (
 
 // What golang.org/x/sys/unix lacks of linux/if_link.h, ip.h and ipv6.h.
 const (
+	brAgeingTime       = 4  // IFLA_BR_AGEING_TIME
 	brSTPState         = 5  // IFLA_BR_STP_STATE
 	brMcastSnooping    = 23 // IFLA_BR_MCAST_SNOOPING
 	filterSkipStats    = 8  // RTEXT_FILTER_SKIP_STATS
@@ -52,6 +53,7 @@ type link struct {
 	up       bool
 	master   int
 	stp      bool
+	learning bool
 	snooping bool
 	conf4    []byte // u32 each
 	conf6    []byte
@@ -70,6 +72,9 @@ func (l link) state(ports []string) state.Link {
 		out.UUID, out.Guest = uuid, guest
 	}
 	var bad []string
+	if l.learning {
+		bad = append(bad, "ageing_time")
+	}
 	if l.group != marks.LinkGroup {
 		bad = append(bad, "group")
 	}
@@ -153,6 +158,8 @@ func (l *link) parseInfo(b []byte) {
 			}
 			attrs(d, func(typ uint16, d []byte) {
 				switch typ {
+				case brAgeingTime:
+					l.learning = hostU32(d) != 0
 				case brSTPState:
 					l.stp = hostU32(d) != 0
 				case brMcastSnooping:
@@ -303,10 +310,13 @@ func createLink(l state.Link) []message {
 	return []message{create, change}
 }
 
+// bridgeOptions turn off what a link with one guest has no use for. With an
+// ageing time of 0 the bridge learns no MAC address: else a guest that sends from
+// a million of them fills the host's memory.
 func bridgeOptions(m message) message {
 	return m.attr(unix.IFLA_INFO_KIND, []byte(kindBridge)).
 		nest(unix.IFLA_INFO_DATA, func(m message) message {
-			return m.u32(brSTPState, 0).u8(brMcastSnooping, 0)
+			return m.u32(brAgeingTime, 0).u32(brSTPState, 0).u8(brMcastSnooping, 0)
 		})
 }
 
@@ -334,7 +344,7 @@ func changeLink(have link, want state.Link) message {
 	if have.group != marks.LinkGroup {
 		m = m.u32(unix.IFLA_GROUP, marks.LinkGroup)
 	}
-	if have.stp || have.snooping {
+	if have.stp || have.snooping || have.learning {
 		m = m.nest(unix.IFLA_LINKINFO, bridgeOptions)
 	}
 	if len(m) == empty && change == 0 {

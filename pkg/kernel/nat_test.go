@@ -218,9 +218,13 @@ const (
 
 // translated are three VMs: ports are forwarded to the first, the second has public
 // addresses that stand for its own, and the third, which is in a table of its own,
-// is translated to given ones. Its uplink is the others'.
+// is translated to given ones. Its uplink is the others'. They reach the host's own
+// ports, to see those that are not forwarded.
 func translated() []intent.VM {
 	list := vms(3)
+	for i := range list {
+		list[i].NICs[0].Network.Open = true
+	}
 	n := &list[0].NICs[0]
 	n.NAT = config.NATNone
 	n.Forwards = []annotation.Forward{

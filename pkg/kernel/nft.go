@@ -18,6 +18,7 @@ import (
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/traffic"
 )
 
 const (
@@ -34,6 +35,7 @@ const (
 	dataValue   = 1  // NFTA_DATA_VALUE
 	elemKeyEnd  = 10 // NFTA_SET_ELEM_KEY_END
 	elemExprs   = 11 // NFTA_SET_ELEM_EXPRESSIONS
+	counterByte = 1  // NFTA_COUNTER_BYTES
 	counterPkts = 2  // NFTA_COUNTER_PACKETS
 	genID       = 1  // NFTA_GEN_ID
 	chainFlags  = 10 // NFTA_CHAIN_FLAGS
@@ -79,18 +81,34 @@ func (r *reader) table(ctx context.Context, read func(context.Context) (map[stat
 }
 
 // elems reads the elements: all, or those of the links of the scope, which for
-// masquerading are those with the addresses behind them.
+// masquerading are those with the addresses behind them. Of a set that has nothing
+// but links, only theirs are asked for then.
 func (r *reader) elems(ctx context.Context) (map[state.Elem]struct{}, error) {
-	all := state.State{Elems: map[state.Elem]struct{}{}, Routes: r.state.Routes}
+	var list []state.Elem
 	for _, s := range sets() {
-		var got []state.Elem
-		err := r.k.dumpElems(ctx, s, func() { got = got[:0] }, func(e state.Elem, _ uint64) { got = append(got, e) })
-		if err != nil && !errors.Is(err, unix.ENOENT) { // a set that is gone: the skeleton is damaged
+		got := list[len(list):]
+		read := func() error {
+			return r.k.dumpElems(ctx, s, func() { got = got[:0] }, func(e state.Elem, _ traffic.Count) { got = append(got, e) })
+		}
+		if r.scoped() && s.byLink() {
+			read = func() error {
+				for link := range r.only {
+					err := r.k.getElem(s, link, func(e state.Elem, _ traffic.Count) { got = append(got, e) })
+					if err != nil && !errors.Is(err, unix.ENOENT) {
+						return err
+					}
+				}
+				return nil
+			}
+		}
+		if err := read(); err != nil && !errors.Is(err, unix.ENOENT) { // a set that is gone: the skeleton is damaged
 			return nil, fmt.Errorf("read set %s of table %s: %w", s.name, marks.NftTable, err)
 		}
-		for _, e := range got {
-			all.Elems[e] = struct{}{}
-		}
+		list = append(list, got...)
+	}
+	all := state.State{Elems: make(map[state.Elem]struct{}, len(list)), Routes: r.state.Routes}
+	for _, e := range list {
+		all.Elems[e] = struct{}{}
 	}
 	if !r.scoped() {
 		return all.Elems, nil
@@ -123,8 +141,8 @@ func nftAttrs(b []byte, f func(typ uint16, data []byte)) {
 	}
 }
 
-// skeleton names the version of the table: "" when there is none, Damaged when
-// it is not as it was when we made it. When we make it, the last thing is an
+// skeleton names the version of the tables: "" when the one of family inet is not
+// there, Damaged when they are not as they were when we made them. When we make it, the last thing is an
 // empty chain whose name is the version and a fingerprint of all that the kernel
 // lists then.
 func (k *Kernel) skeleton(ctx context.Context) (string, error) {
@@ -142,18 +160,35 @@ func (k *Kernel) skeleton(ctx context.Context) (string, error) {
 	return version, nil
 }
 
-// fingerprint hashes table, sets, chains and rules as the kernel lists them,
+// fingerprint hashes tables, sets, chains and rules as the kernel lists them,
 // and finds the chain that marks them as complete. The error is unix.ENOENT when
-// there is no table.
+// there is no table of family inet.
 func (k *Kernel) fingerprint(ctx context.Context) (marker, print string, err error) {
 	h := sha256.New()
-	var list []string
-	table := tableMessage(unix.NFT_MSG_GETTABLE, 0)
-	err = k.nft.get(table, func(_ uint16, b []byte) {
+	for _, f := range families {
+		list, name, err := k.tableList(ctx, f)
+		if f != families[0] && errors.Is(err, unix.ENOENT) {
+			continue // the marker is not of what is left
+		}
+		if err != nil {
+			return "", "", err
+		}
+		if name != "" {
+			marker = name
+		}
+		writeAll(h, list)
+	}
+	return marker, hex.EncodeToString(h.Sum(nil))[:fingerprintHex], nil
+}
+
+// tableList lists what counts of the table of one family, and the chain that is
+// the marker, if it has it.
+func (k *Kernel) tableList(ctx context.Context, family byte) (list []string, marker string, err error) {
+	err = k.nft.get(familyMessage(family, unix.NFT_MSG_GETTABLE, 0), func(_ uint16, b []byte) {
 		list = append(list, hashed(b, unix.NFTA_TABLE_NAME, unix.NFTA_TABLE_FLAGS))
 	})
 	if err != nil {
-		return "", "", err
+		return nil, "", err
 	}
 	// Other tables' chains and sets come along: the kernel filters only rules.
 	kinds := []struct {
@@ -167,10 +202,10 @@ func (k *Kernel) fingerprint(ctx context.Context) (marker, print string, err err
 	for _, kind := range kinds {
 		var got []string
 		var name string
-		err := k.nft.dump(ctx, tableMessage(kind.get, 0), func() { got, name = nil, "" }, func(_ uint16, b []byte) {
+		err := k.nft.dump(ctx, familyMessage(family, kind.get, 0), func() { got, name = nil, "" }, func(_ uint16, b []byte) {
 			table, chain := names(b)
 			switch {
-			case len(b) < 4 || b[0] != unix.NFPROTO_INET || table != marks.NftTable:
+			case len(b) < 4 || b[0] != family || table != marks.NftTable:
 			case kind.get == unix.NFT_MSG_GETCHAIN && isMarker(chain):
 				name = chain
 			default:
@@ -178,7 +213,7 @@ func (k *Kernel) fingerprint(ctx context.Context) (marker, print string, err err
 			}
 		})
 		if err != nil {
-			return "", "", err
+			return nil, "", err
 		}
 		if kind.get != unix.NFT_MSG_GETRULE { // the order of rules counts
 			slices.Sort(got)
@@ -188,8 +223,7 @@ func (k *Kernel) fingerprint(ctx context.Context) (marker, print string, err err
 		}
 		list = append(list, got...)
 	}
-	writeAll(h, list)
-	return marker, hex.EncodeToString(h.Sum(nil))[:fingerprintHex], nil
+	return list, marker, nil
 }
 
 func writeAll(h hash.Hash, list []string) {
@@ -236,24 +270,34 @@ func isMarker(chain string) bool {
 	return err == nil
 }
 
-// dumpElems reads the elements of one set and the packets that each counted.
-func (k *Kernel) dumpElems(ctx context.Context, s set, start func(), f func(e state.Elem, packets uint64)) error {
-	m := tableMessage(unix.NFT_MSG_GETSETELEM, 0).str(unix.NFTA_SET_ELEM_LIST_SET, s.name)
-	return k.nft.dump(ctx, m, start, func(_ uint16, b []byte) {
-		nftAttrs(b, func(typ uint16, list []byte) {
-			if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				return
+// dumpElems reads the elements of one set and what each counted.
+func (k *Kernel) dumpElems(ctx context.Context, s set, start func(), f func(e state.Elem, c traffic.Count)) error {
+	m := familyMessage(s.family, unix.NFT_MSG_GETSETELEM, 0).str(unix.NFTA_SET_ELEM_LIST_SET, s.name)
+	return k.nft.dump(ctx, m, start, func(_ uint16, b []byte) { parseElems(s, b, f) })
+}
+
+// getElem reads the element of one link in a set that has nothing but links. The
+// error is unix.ENOENT when there is none.
+func (k *Kernel) getElem(s set, link string, f func(e state.Elem, c traffic.Count)) error {
+	m := elemsMessage(unix.NFT_MSG_GETSETELEM, []state.Elem{{Set: s.name, Link: link}})
+	return k.nft.get(m, func(_ uint16, b []byte) { parseElems(s, b, f) })
+}
+
+// parseElems reads one message about elements of a set.
+func parseElems(s set, b []byte, f func(e state.Elem, c traffic.Count)) {
+	nftAttrs(b, func(typ uint16, list []byte) {
+		if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			return
+		}
+		attrs(list, func(_ uint16, d []byte) {
+			if e, c, ok := parseElem(s, d); ok {
+				f(e, c)
 			}
-			attrs(list, func(_ uint16, d []byte) {
-				if e, packets, ok := parseElem(s, d); ok {
-					f(e, packets)
-				}
-			})
 		})
 	})
 }
 
-func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
+func parseElem(s set, b []byte) (e state.Elem, c traffic.Count, ok bool) {
 	e.Set = cmp.Or(s.holds, s.name)
 	var from, to []byte
 	attrs(b, func(typ uint16, d []byte) {
@@ -271,6 +315,8 @@ func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
 					to = key
 				}
 			})
+		case unix.NFTA_SET_ELEM_FLAGS:
+			e.End = netU32(d)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_DATA:
 			attrs(d, func(typ uint16, v []byte) {
 				if typ == dataValue {
@@ -278,20 +324,22 @@ func parseElem(s set, b []byte) (e state.Elem, packets uint64, ok bool) {
 				}
 			})
 		case unix.NFTA_SET_ELEM_EXPR:
-			packets = counterPackets(d)
+			c = counted1(d)
 		case elemExprs:
 			attrs(d, func(_ uint16, d []byte) {
 				if s.limited && e.Limit == 0 {
 					e.Limit = parseLimit(d)
 				}
-				packets = max(packets, counterPackets(d))
+				if n := counted1(d); n.Packets != 0 {
+					c = n
+				}
 			})
 		}
 	})
 	if s.ranges {
 		ok = parseRange(&e, s.key, from, to)
 	}
-	return e, packets, ok
+	return e, c, ok
 }
 
 // parseRange reads a key of prefixes from its first and its last address. What is
@@ -367,7 +415,7 @@ func rangeKeys(e state.Elem) (first, last []byte) {
 // parseKey reads a key, field by field. Bits of a prefix beyond the length of its
 // set, which we never set, are kept: no planned element is like that.
 func parseKey(e *state.Elem, s set, key []byte) bool {
-	for _, t := range s.key {
+	for i, t := range s.key {
 		n := int(t.length+3) &^ 3
 		if len(s.key) == 1 {
 			n = int(t.length)
@@ -382,7 +430,12 @@ func parseKey(e *state.Elem, s set, key []byte) bool {
 			a, _ := netip.AddrFromSlice(key[:n])
 			e.Addr = netip.PrefixFrom(a, cmp.Or(s.bits, a.BitLen()))
 		case typeEther():
-			e.MAC = mac.Addr(key[:len(e.MAC)])
+			// Two that differ are none of ours: the zero one.
+			if m := mac.Addr(key[:len(e.MAC)]); i == 1 || m == e.MAC {
+				e.MAC = m
+			} else {
+				e.MAC = mac.Addr{}
+			}
 		case typeProto():
 			e.Proto = key[0]
 		case typeService():
@@ -393,36 +446,44 @@ func parseKey(e *state.Elem, s set, key []byte) bool {
 	return true
 }
 
-func counterPackets(b []byte) (n uint64) {
+// counted1 reads one expression: what it counted, if it is a counter.
+func counted1(b []byte) (c traffic.Count) {
 	attrs(b, func(typ uint16, d []byte) {
 		if typ != unix.NFTA_EXPR_DATA {
 			return
 		}
 		attrs(d, func(typ uint16, d []byte) {
-			if typ == counterPkts && len(d) == 8 {
-				n = binary.BigEndian.Uint64(d)
+			switch {
+			case len(d) != 8:
+			case typ == counterPkts:
+				c.Packets = binary.BigEndian.Uint64(d)
+			case typ == counterByte:
+				c.Bytes = binary.BigEndian.Uint64(d)
 			}
 		})
 	})
-	return n
+	return c
 }
 
 // elemKey is the key of an element as the kernel has it: each field padded to
 // four bytes.
 func elemKey(e state.Elem) []byte {
-	key := make([]byte, 0, 2*unix.IFNAMSIZ)
+	key := make([]byte, 0, 3*unix.IFNAMSIZ)
 	if e.Link != "" {
 		key = key[:unix.IFNAMSIZ]
 		copy(key[:unix.IFNAMSIZ-1], e.Link)
+	}
+	if e.Set == state.SetARP {
+		key = append(append(key, e.MAC[:]...), 0, 0)
+	}
+	if e.Set == state.SetGuardMAC || e.Set == state.SetARP {
+		key = append(append(key, e.MAC[:]...), 0, 0)
 	}
 	if e.Addr.IsValid() {
 		key = append(key, e.Addr.Addr().AsSlice()...)
 	}
 	if e.Set == state.SetItself {
 		key = append(key, key...)
-	}
-	if e.Set == state.SetGuardMAC {
-		key = append(append(key, e.MAC[:]...), 0, 0)
 	}
 	if e.Proto != 0 {
 		key = append(key, e.Proto, 0, 0, 0)
@@ -437,7 +498,7 @@ func elemsMessage(typ uint16, elems []state.Elem) message {
 	if typ == unix.NFT_MSG_NEWSETELEM {
 		flags = unix.NLM_F_CREATE
 	}
-	m := tableMessage(typ, flags).str(unix.NFTA_SET_ELEM_LIST_SET, setOf(elems[0]))
+	m := familyMessage(familyOf(elems[0]), typ, flags).str(unix.NFTA_SET_ELEM_LIST_SET, setOf(elems[0]))
 	return m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
 		for _, e := range elems {
 			m = m.nest(unix.NFTA_LIST_ELEM, func(m message) message {
@@ -448,6 +509,9 @@ func elemsMessage(typ uint16, elems []state.Elem) message {
 				m = m.nest(unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(dataValue, first) })
 				if last != nil {
 					m = m.nest(elemKeyEnd, func(m message) message { return m.attr(dataValue, last) })
+				}
+				if e.End {
+					m = m.be32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
 				}
 				if e.Limit != 0 && typ == unix.NFT_MSG_NEWSETELEM {
 					m = m.limit(elemExprs, e.Limit)

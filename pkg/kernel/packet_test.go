@@ -39,12 +39,12 @@ func elsewhere(f func() error) error {
 // port is one end of a pair of interfaces, in a namespace of its own, with a
 // packet socket on it.
 type port struct {
-	t  *testing.T
+	t  testing.TB
 	fd int
 }
 
 // attach makes a pair: near stays here, far is alone in a new namespace.
-func attach(t *testing.T, near string) *port {
+func attach(t testing.TB, near string) *port {
 	t.Helper()
 	run(t, "ip link add "+near+" type veth peer name "+near+"p")
 	run(t, "ip link set "+near+" up")
@@ -191,7 +191,7 @@ type lab struct {
 	wan2  *port // table 100's
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	inNamespace(t)
 	l := &lab{k: open(t)}
 	l.wan, l.wan2 = attach(t, "wan0"), attach(t, "wan2")
@@ -224,7 +224,7 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
-func waitUp(t *testing.T, name string) {
+func waitUp(t testing.TB, name string) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -33,7 +34,7 @@ const (
 	udataKeyOrder  = 0 // NFTNL_UDATA_SET_KEYBYTEORDER
 	udataDataOrder = 1 // NFTNL_UDATA_SET_DATABYTEORDER
 	udataHostOrder = 1 // BYTEORDER_HOST_ENDIAN
-	udataBigEndian = 2 // BYTEORDER_BIG_ENDIAN
+	udataNetOrder  = 2 // BYTEORDER_BIG_ENDIAN
 
 	setDescConcat      = 2    // NFTA_SET_DESC_CONCAT
 	setFlagConcat      = 0x80 // NFT_SET_CONCAT
@@ -43,6 +44,7 @@ const (
 	hookForward        = 2    // NF_INET_FORWARD
 	hookOutput         = 3    // NF_INET_LOCAL_OUT
 	hookPostrouting    = 4    // NF_INET_POST_ROUTING
+	priorityGuard      = -450 // before NF_IP_PRI_CONNTRACK_DEFRAG, -400
 	priorityRaw        = -300 // NF_IP_PRI_RAW
 	prioritySourceNAT  = 100  // NF_IP_PRI_NAT_SRC
 	policyAccept       = 1    // NF_ACCEPT
@@ -52,13 +54,13 @@ const (
 	portDHCPClient     = 68
 	portDHCPv6         = 547
 	portDHCPv6Client   = 546
-	stateRelated       = 1 << 2 // NF_CT_STATE_BIT(IP_CT_RELATED)
-	typeRouterSolicit  = 133    // RFC 4861
+	typeRouterSolicit  = 133 // RFC 4861
 	typeNeighbrSolicit = 135
 )
 
-// set is one set or map of the table.
+// set is one set or map of a table.
 type set struct {
+	family  byte // 0: inet
 	name    string
 	holds   string // the Set of its elements in package state, when that is not its name
 	bits    int    // of the prefixes that it has; 0: whole addresses
@@ -67,10 +69,15 @@ type set struct {
 	limited bool       // its elements allow so many connections
 	counted bool       // its elements have a counter that a lookup counts in
 	ranges  bool       // its addresses are prefixes of any length
+	nets    bool       // its elements bound intervals of addresses
 }
+
+// byLink tells that its keys are names of links and nothing else.
+func (s set) byLink() bool { return len(s.key) == 1 && s.key[0] == typeIfname() }
 
 // chain is one chain; a base chain has a kind.
 type chain struct {
+	family   byte // 0: inet
 	name     string
 	kind     string // filter, nat
 	hook     uint32
@@ -97,6 +104,7 @@ func sets() []set {
 		{name: state.SetIsolated, key: []datatype{typeIfname()}},
 		{name: state.SetItself, key: []datatype{typeIfname(), typeIfname()}},
 	}
+	list = append(list, guardSets()...)
 	for _, holds := range []string{state.SetGuard6, state.SetMasq6} {
 		for _, bits := range state.PrefixLengths {
 			list = append(list, set{
@@ -119,6 +127,14 @@ func setOf(e state.Elem) string {
 	return e.Set
 }
 
+// familyOf is the family of the table that an element is in; 0 is inet.
+func familyOf(e state.Elem) byte {
+	if e.Set == state.SetARP || e.Set == state.SetSpoofARP {
+		return unix.NFPROTO_ARP
+	}
+	return 0
+}
+
 // bySource looks for the IPv6 source, with the interface's name, in the set of
 // addresses and then in those of prefixes, and ends the rule that finds it.
 func bySource(ifname part, holds string, look func(set string) part, end part) [][]expr.Any {
@@ -133,7 +149,7 @@ func bySource(ifname part, holds string, look func(set string) part, end part) [
 // there before one that jumps to it. What a packet meets does not depend on the
 // number of VMs.
 func chains() []chain {
-	cs := []chain{
+	return slices.Concat(dropChains(), []chain{
 		// Whoever does not send from what is its own is counted and dropped.
 		{name: "spoofed_mac", rules: counted(state.SetSpoofMAC)},
 		{name: "rogue_server", rules: counted(state.SetRogue)},
@@ -156,8 +172,17 @@ func chains() []chain {
 			rule(ipv4(), verdict(expr.VerdictGoto, "guard_ip")),
 			rule(ipv6(), verdict(expr.VerdictGoto, "guard_ip6")),
 		}},
-		{name: "prerouting", kind: "filter", hook: hookPrerouting, priority: priorityRaw, rules: append([][]expr.Any{
-			rule(fromGuest(), verdict(expr.VerdictJump, "guard")),
+		{name: "sent", rules: [][]expr.Any{
+			rule(verdict(expr.VerdictJump, "guard")),
+			rule(ipv4(), load(fragment4(), 1), masked([]byte{0x3f, 0xff}), notEqual([]byte{0, 0}), iifname(), lookup(state.SetFragment)),
+			rule(ipv6(), fragment6(), equal([]byte{1}), iifname(), lookup(state.SetFragment)),
+		}},
+		// Before fragments are put together: those of others must not take up the
+		// memory for it.
+		{name: "prerouting", kind: "filter", hook: hookPrerouting, priority: priorityGuard, rules: [][]expr.Any{
+			rule(fromGuest(), verdict(expr.VerdictGoto, "sent")),
+		}},
+		{name: "routing", kind: "filter", hook: hookPrerouting, priority: priorityRaw, rules: append([][]expr.Any{
 			// The whole mark is set: kernels before 6.13 cannot combine it with what
 			// a map says. So it is set here, before anybody else sets a part of it.
 			// Other interfaces that are in the map lead to other hosts' guests.
@@ -168,31 +193,43 @@ func chains() []chain {
 		{name: "from_guest", rules: [][]expr.Any{
 			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCP}), verdict(expr.VerdictDrop, "")),
 			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{portDHCPv6 >> 8, portDHCPv6 & 0xff}), verdict(expr.VerdictDrop, "")),
-			rule(ipv6(), layer4(protoICMPv6), load(icmpType(), 1), between(typeRouterSolicit, typeNeighbrSolicit), verdict(expr.VerdictDrop, "")),
 			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{0, portDHCPClient}), verdict(expr.VerdictGoto, "rogue_server")),
 			rule(layer4(protoUDP), load(destPort(), 1), equal([]byte{portDHCPv6Client >> 8, portDHCPv6Client & 0xff}), verdict(expr.VerdictGoto, "rogue_server")),
+			rule(ipv4(), layer4(protoICMP), verdict(expr.VerdictGoto, "from_guest_icmp")),
+			rule(ipv6(), layer4(protoICMPv6), verdict(expr.VerdictGoto, "from_guest_nd")),
 		}},
 		// A guest may serve what is behind it, not clients beyond its link. What it
 		// sends on the link ends at the responder's socket.
+		{name: "through_udp", rules: [][]expr.Any{
+			rule(ipv4(), load(bothPorts(), 1), equal([]byte{0, portDHCP, 0, portDHCPClient}), verdict(expr.VerdictGoto, "rogue_server")),
+			rule(ipv6(), load(bothPorts(), 1), equal([]byte{portDHCPv6 >> 8, portDHCPv6 & 0xff, portDHCPv6Client >> 8, portDHCPv6Client & 0xff}), verdict(expr.VerdictGoto, "rogue_server")),
+		}},
 		{name: "through", rules: [][]expr.Any{
-			rule(ipv4(), layer4(protoUDP), load(bothPorts(), 1), equal([]byte{0, portDHCP, 0, portDHCPClient}), verdict(expr.VerdictGoto, "rogue_server")),
-			rule(ipv6(), layer4(protoUDP), load(bothPorts(), 1), equal([]byte{portDHCPv6 >> 8, portDHCPv6 & 0xff, portDHCPv6Client >> 8, portDHCPv6Client & 0xff}), verdict(expr.VerdictGoto, "rogue_server")),
+			rule(layer4(protoUDP), verdict(expr.VerdictGoto, "through_udp")),
+			rule(ipv4(), layer4(protoICMP), verdict(expr.VerdictGoto, "from_guest_icmp")),
+			rule(ipv6(), layer4(protoICMPv6), verdict(expr.VerdictGoto, "through_nd")),
 		}},
 		// Of what is between isolated VMs and others, errors about something else pass,
 		// and what a VM sends to itself by way of the host.
 		{name: "apart", rules: [][]expr.Any{
-			rule(ctState(), masked(host32(stateRelated)), notEqual(make([]byte, 4)), verdict(expr.VerdictReturn, "")),
+			rule(ctState(expr.CtStateBitRELATED), verdict(expr.VerdictReturn, "")),
 			rule(iifname(), part{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2}}, lookup(state.SetItself), verdict(expr.VerdictReturn, "")),
 			rule(verdict(expr.VerdictDrop, "")),
 		}},
+		{name: "isolated_from", rules: [][]expr.Any{
+			rule(toGuest(), verdict(expr.VerdictGoto, "apart")),
+			rule(inside4(), verdict(expr.VerdictGoto, "apart")),
+			rule(inside6(), verdict(expr.VerdictGoto, "apart")),
+		}},
+		{name: "isolated_to", rules: [][]expr.Any{
+			rule(fromGuest(), verdict(expr.VerdictGoto, "apart")),
+			rule(inside4(), verdict(expr.VerdictGoto, "apart")),
+			rule(inside6(), verdict(expr.VerdictGoto, "apart")),
+		}},
 		{name: "forwarding", kind: "filter", hook: hookForward, priority: priorityRaw, rules: [][]expr.Any{
-			rule(fromGuest(), layer4(protoUDP), verdict(expr.VerdictJump, "through")),
-			rule(fromGuest(), toGuest(), iifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
-			rule(fromGuest(), toGuest(), oifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
-			rule(fromGuest(), inside4(), iifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
-			rule(fromGuest(), inside6(), iifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
-			rule(toGuest(), inside4(), oifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
-			rule(toGuest(), inside6(), oifname(), lookup(state.SetIsolated), verdict(expr.VerdictGoto, "apart")),
+			rule(fromGuest(), verdict(expr.VerdictJump, "through")),
+			rule(fromGuest(), iifname(), lookup(state.SetIsolated), verdict(expr.VerdictJump, "isolated_from")),
+			rule(toGuest(), oifname(), lookup(state.SetIsolated), verdict(expr.VerdictJump, "isolated_to")),
 		}},
 		{name: "input", kind: "filter", hook: hookInput, priority: priorityRaw, rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "from_guest")),
@@ -212,14 +249,14 @@ func chains() []chain {
 			},
 			bySource(oifname(), state.SetMasq6, lookup, part{&expr.Masq{}}),
 		)},
-	}
-	return slices.Concat(cs, translating(), limiting())
+	}, translating(), limiting(), serviceChains(), trafficChains(), arpChains())
 }
 
 // counted ends a chain: one packet more in the bridge's counter, and dropped,
-// with or without a counter.
+// with or without a counter. A sample goes to the log under the set's name.
 func counted(set string) [][]expr.Any {
 	return [][]expr.Any{
+		sample(set),
 		rule(iifname(), lookup(set), verdict(expr.VerdictDrop, "")),
 		rule(verdict(expr.VerdictDrop, "")),
 	}
@@ -283,7 +320,6 @@ func between(from, to byte) part {
 }
 
 func notEqual(b []byte) part { return part{&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: b}} }
-func ctState() part          { return part{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}} }
 
 // inside4 finds what goes from and to the subnets of one network.
 func inside4() part {
@@ -321,19 +357,21 @@ func linkLocalMask() []byte { return []byte{0: 0xff, 1: 0xc0, 15: 0} }
 
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// tableMessage starts a message about the table.
-func tableMessage(typ uint16, flags uint16) message {
-	m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, flags, []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0})
+// families are those of our tables.
+var families = [...]byte{unix.NFPROTO_INET, unix.NFPROTO_ARP}
+
+// familyMessage starts a message about the table of a family; 0 is inet.
+func familyMessage(family byte, typ uint16, flags uint16) message {
+	m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, flags, []byte{cmp.Or(family, unix.NFPROTO_INET), unix.NFNETLINK_V0, 0, 0})
 	return m.str(unix.NFTA_TABLE_NAME, marks.NftTable) // attribute 1 in all of them
 }
 
-// skeletonMessages makes the table anew, in whatever state it is: to be sent as
-// one transaction.
+// skeletonMessages makes the tables anew, in whatever state they are: to be sent
+// as one transaction.
 func skeletonMessages() ([]message, error) {
-	msgs := []message{
-		tableMessage(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE),
-		tableMessage(unix.NFT_MSG_DELTABLE, 0),
-		tableMessage(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE),
+	msgs := removeMessages()
+	for _, f := range families {
+		msgs = append(msgs, familyMessage(f, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE))
 	}
 	for i, s := range sets() {
 		msgs = append(msgs, s.message(uint32(i+1)))
@@ -341,7 +379,7 @@ func skeletonMessages() ([]message, error) {
 	for _, c := range chains() {
 		msgs = append(msgs, c.message())
 		for _, r := range c.rules {
-			m, err := ruleMessage(c.name, r)
+			m, err := ruleMessage(c, r)
 			if err != nil {
 				return nil, err
 			}
@@ -349,6 +387,15 @@ func skeletonMessages() ([]message, error) {
 		}
 	}
 	return msgs, nil
+}
+
+// removeMessages removes the tables, whether they are there or not.
+func removeMessages() []message {
+	var msgs []message
+	for _, f := range families {
+		msgs = append(msgs, familyMessage(f, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE), familyMessage(f, unix.NFT_MSG_DELTABLE, 0))
+	}
+	return msgs
 }
 
 // skeletonHash identifies what skeletonMessages makes: part of the version in
@@ -377,10 +424,13 @@ func (s set) message(id uint32) message {
 	if len(s.value) > 0 {
 		flags |= unix.NFT_SET_MAP
 	}
+	if s.nets {
+		flags |= unix.NFT_SET_INTERVAL
+	}
 	if s.limited {
 		flags |= setFlagExpr
 	}
-	m := tableMessage(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE).
+	m := familyMessage(s.family, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE).
 		str(unix.NFTA_SET_NAME, s.name).
 		be32(unix.NFTA_SET_FLAGS, flags).
 		be32(unix.NFTA_SET_KEY_TYPE, key.number).
@@ -404,7 +454,7 @@ func (s set) message(id uint32) message {
 		// For nft(8) only: names and marks are in the host's byte order.
 		order := uint32(udataHostOrder)
 		if s.key[0] != typeIfname() {
-			order = udataBigEndian
+			order = udataNetOrder
 		}
 		m = m.attr(unix.NFTA_SET_USERDATA, append(udata(udataKeyOrder, order), udata(udataDataOrder, order)...))
 	}
@@ -436,7 +486,7 @@ func concatenated(fields []datatype) datatype {
 }
 
 func (c chain) message() message {
-	m := tableMessage(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE).str(unix.NFTA_CHAIN_NAME, c.name)
+	m := familyMessage(c.family, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE).str(unix.NFTA_CHAIN_NAME, c.name)
 	if c.kind == "" {
 		return m
 	}
@@ -445,11 +495,11 @@ func (c chain) message() message {
 	}).be32(unix.NFTA_CHAIN_POLICY, policyAccept).str(unix.NFTA_CHAIN_TYPE, c.kind)
 }
 
-func ruleMessage(chain string, exprs []expr.Any) (message, error) {
-	m := tableMessage(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND).str(unix.NFTA_RULE_CHAIN, chain)
+func ruleMessage(c chain, exprs []expr.Any) (message, error) {
+	m := familyMessage(c.family, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND).str(unix.NFTA_RULE_CHAIN, c.name)
 	m, err := expressions(m, exprs)
 	if err != nil {
-		return m, fmt.Errorf("encode a rule of chain %s: %w", chain, err)
+		return m, fmt.Errorf("encode a rule of chain %s: %w", c.name, err)
 	}
 	return m, nil
 }

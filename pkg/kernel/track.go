@@ -16,8 +16,7 @@ const (
 	connlimitFlags = 2    // NFTA_CONNLIMIT_FLAGS
 	connlimitOver  = 1    // NFT_CONNLIMIT_F_INV
 	priorityMangle = -150 // NF_IP_PRI_MANGLE: behind connection tracking
-	stateNew       = 1 << 3
-	templateLimit  = 1 // of a set: its elements have their own
+	templateLimit  = 1    // of a set: its elements have their own
 )
 
 // tracking are the sets that say what is tracked, and how much of it.
@@ -48,11 +47,7 @@ func untracked() [][]expr.Any {
 // that it begins, and by another count those that begin elsewhere. The element that
 // is found counts, and ends the rule as long as there are not too many.
 func limiting() []chain {
-	begins := part{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(stateNew), Xor: make([]byte, 4)},
-		notEqual(make([]byte, 4))[0],
-	}
+	begins := ctState(expr.CtStateBitNEW)
 	return []chain{
 		{name: "limit_from", kind: "filter", hook: hookPrerouting, priority: priorityMangle, rules: [][]expr.Any{
 			rule(fromGuest(), begins, iifname(), lookup(state.SetLimitFrom), verdict(expr.VerdictDrop, "")),

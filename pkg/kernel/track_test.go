@@ -19,6 +19,7 @@ func silent() []intent.VM {
 	for i := range 2 {
 		n := &list[i].NICs[0]
 		n.NAT, n.Network.NAT, n.Network.NoTrack = config.NATNone, config.NATNone, true
+		n.Network.Services = []config.Service{{Proto: config.ProtoTCP, Port: 80}}
 	}
 	list[2].NICs[0].Network.Uplink = "wan0"
 	list[2].NICs[0].Forwards = translated()[0].NICs[0].Forwards

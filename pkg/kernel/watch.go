@@ -220,7 +220,7 @@ func (w *watcher) routeReason(typ uint16, b []byte) string {
 	return ""
 }
 
-// nftReason looks at what happens to our table. Of other programs' chains and rules it
+// nftReason looks at what happens to our tables. Of other programs' chains and rules it
 // tells foreign.
 func (w *watcher) nftReason(typ uint16, b []byte) string {
 	if typ>>8 != unix.NFNL_SUBSYS_NFTABLES || len(b) < 4 {
@@ -233,7 +233,7 @@ func (w *watcher) nftReason(typ uint16, b []byte) string {
 		w.touched = false
 		return ""
 	}
-	if table, _ := names(b); b[0] == unix.NFPROTO_INET && table == marks.NftTable {
+	if table, _ := names(b); slices.Contains(families[:], b[0]) && table == marks.NftTable {
 		w.touched = true
 		return "table"
 	}

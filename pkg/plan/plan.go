@@ -16,9 +16,9 @@ import (
 	"github.com/slash32/slash32/pkg/state"
 )
 
-// Skeleton is the version of the static part of table inet slash32. It ends
+// Skeleton is the version of the static part of the tables slash32. It ends
 // with a hash of what package kernel makes; a test there fails when they part.
-const Skeleton = "v1_f1c08a0b"
+const Skeleton = "v1_bcb33357"
 
 // MetricLocal is the metric of the routes of a network with "announce: false":
 // they are ours like the others, and a routing daemon's filter that takes
@@ -64,6 +64,7 @@ func Build(vms []intent.VM, c config.Config, f Facts) Desired {
 		return d
 	}
 	b.host()
+	b.local()
 	d.State.Skeleton = Skeleton
 	return d
 }
@@ -227,21 +228,66 @@ func (b *builder) elem(e state.Elem) { b.state.Elems[e] = struct{}{} }
 // counted.
 func (b *builder) guard(n intent.NIC) {
 	b.elem(state.Elem{Set: state.SetGuardMAC, Link: n.Bridge, MAC: n.MAC})
-	for _, set := range []string{state.SetSpoof4, state.SetSpoof6, state.SetSpoofMAC, state.SetRogue} {
+	b.elem(state.Elem{Set: state.SetARP, Link: n.Bridge, MAC: n.MAC, Addr: host(netip.IPv4Unspecified())}) // probes (RFC 5227)
+	for _, set := range state.GuardCounters {
 		b.elem(state.Elem{Set: set, Link: n.Bridge})
 	}
 	if n.Network.Isolate {
 		b.elem(state.Elem{Set: state.SetIsolated, Link: n.Bridge})
 		b.elem(state.Elem{Set: state.SetItself, Link: n.Bridge})
 	}
+	for _, set := range state.TrafficCounters {
+		b.elem(state.Elem{Set: set, Link: n.Bridge})
+	}
+	if n.Network.Gateway4.IsValid() {
+		b.elem(state.Elem{Set: state.SetGateway4, Link: n.Bridge, Addr: host(n.Network.Gateway4)})
+	}
+	if n.Network.Gateway6.IsValid() {
+		b.elem(state.Elem{Set: state.SetGateway6, Link: n.Bridge, Addr: host(n.Network.Gateway6)})
+	}
+	if n.Network.Open {
+		b.elem(state.Elem{Set: state.SetOpen, Link: n.Bridge})
+	}
+	for _, s := range n.Network.Services {
+		b.elem(state.Elem{Set: state.SetService, Link: n.Bridge, Proto: s.Proto, Port: s.Port})
+	}
 }
+
+// local plans whose traffic is counted as local.
+func (b *builder) local() {
+	for _, p := range b.config.LocalPrefixes {
+		set := state.SetLocal4
+		if p.Addr().Is6() {
+			set = state.SetLocal6
+		}
+		b.elem(state.Elem{Set: set, Addr: host(p.Addr())})
+		if after := behind(p); after.IsValid() {
+			b.elem(state.Elem{Set: set, Addr: host(after), End: true})
+		}
+	}
+}
+
+// behind is the first address after a prefix; not valid when it has the last of
+// all.
+func behind(p netip.Prefix) netip.Addr {
+	last := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(last); i++ {
+		last[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(last)
+	return a.Next()
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // address plans one address of the guest.
 func (b *builder) address(n intent.NIC, a netip.Addr) {
-	host := netip.PrefixFrom(a, a.BitLen())
+	host := host(a)
 	guard := state.SetGuard4
 	if a.Is6() {
 		guard = state.SetGuard6
+	} else {
+		b.elem(state.Elem{Set: state.SetARP, Link: n.Bridge, MAC: n.MAC, Addr: host})
 	}
 	b.elem(state.Elem{Set: guard, Link: n.Bridge, Addr: host})
 	b.source(n, host)

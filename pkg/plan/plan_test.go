@@ -63,8 +63,11 @@ type input struct {
 		ProxyARP         bool   `yaml:"proxy_arp"`
 		NoTrack          bool   `yaml:"notrack"`
 		Limit            uint32 `yaml:"conntrack_limit"`
+		Open             bool
 	}
-	VMs []struct {
+	Services map[string][]config.Service // by network
+	Locals   []string                    `yaml:"local_prefixes"`
+	VMs      []struct {
 		UUID, Name, Hostname string
 		NICs                 []struct {
 			MAC, Bridge, Network string
@@ -123,7 +126,11 @@ func (in input) config(t *testing.T) config.Config {
 		p.Subnets, p.Addrs, p.Isolate, p.ProxyARP = prefixes(n.Subnets), addrs(t, n.Addrs), n.Isolate, n.ProxyARP
 		p.SNAT = addrs(t, n.SNAT)
 		p.NoTrack, p.MaxConns = n.NoTrack, n.Limit
+		p.Open, p.Services = n.Open, in.Services[name]
 		c.Networks[name] = p
+	}
+	for _, l := range in.Locals {
+		c.LocalPrefixes = append(c.LocalPrefixes, prefix(l))
 	}
 	return c
 }

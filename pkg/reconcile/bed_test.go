@@ -225,13 +225,19 @@ func newBed(t *testing.T) *bed {
 
 // agent starts a loop without memory, as a new process would be.
 func (b *bed) agent(log logrus.FieldLogger) {
+	clock := func() time.Time {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return time.Now().Add(b.now)
+	}
 	b.loop = &reconcile.Loop{
 		Writers: b.kernel.Writers, Neighbours: func() problem.List {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			return b.neighbours
 		},
-		Kernel: b.kernel, Virt: b.virt, Spool: b.spool, Config: b.config, Log: log,
+		Traffic: reconcile.NewMeter(b.kernel.Traffic, b.spool, clock, log),
+		Kernel:  b.kernel, Virt: b.virt, Spool: b.spool, Config: b.config, Log: log,
 		Launcher: func(string) reconcile.Launcher { return b.resp },
 		Reload:   func(context.Context, string) error { return nil },
 		Prefixes: func(_ string, now []userhook.Prefix) { b.prefixes = now }, // read after a pass
@@ -244,11 +250,7 @@ func (b *bed) agent(log logrus.FieldLogger) {
 			b.announced <- fmt.Sprint(link, " ", addrs)
 			return nil
 		},
-		Now: func() time.Time {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			return time.Now().Add(b.now)
-		},
+		Now: clock,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -212,7 +212,7 @@ func (l *Loop) sweepLeases(ctx context.Context) {
 	if err != nil {
 		l.Log.Warn(err)
 	}
-	if len(ids) == 0 && len(pools) == 0 {
+	if len(ids) == 0 && len(pools) == 0 && l.Traffic == nil {
 		return
 	}
 	defined, err := l.Virt.Defined(ctx)
@@ -223,6 +223,9 @@ func (l *Loop) sweepLeases(ctx context.Context) {
 	l.defined = defined
 	for id := range l.listed.domains {
 		l.defined = append(l.defined, id)
+	}
+	if l.Traffic != nil {
+		l.Traffic.Forget(l.defined)
 	}
 	for _, id := range ids {
 		if slices.Contains(defined, id) {

@@ -137,11 +137,18 @@ func (p *pass) locked(ctx context.Context) error {
 	p.repair = len(p.changes) > 0 && len(state.Diff(p.wanted, want)) == 0
 	p.wanted = want
 	var errs []error
-	if len(p.changes) > 0 {
-		p.writes, err = p.Kernel.Apply(ctx, p.changes)
-		if err != nil {
+	apply := func() {
+		if len(p.changes) == 0 {
+			return
+		}
+		if p.writes, err = p.Kernel.Apply(ctx, p.changes); err != nil {
 			errs = append(errs, fmt.Errorf("apply: %w", err))
 		}
+	}
+	if p.Traffic != nil {
+		p.Traffic.During(ctx, p.changes, p.owners(), apply)
+	} else {
+		apply()
 	}
 	errs = append(errs, p.write(ctx), p.sweep(ctx))
 	if p.Relay != nil {

@@ -78,6 +78,8 @@ type Loop struct {
 	// Writers are the other programs that have changed our table since it was asked
 	// last; may be nil.
 	Writers func() []kernel.Writer
+	// Traffic counts for billing; may be nil.
+	Traffic *Meter
 	Spool   *spool.Spool
 	Config  config.Config // the first; SetConfig changes it
 	Now     func() time.Time

@@ -276,3 +276,16 @@ func (l *Loop) XML(id uuid.UUID) (string, bool) {
 	x, ok := l.xml[id]
 	return x, ok
 }
+
+// OnBridge is the name of the VM on a bridge, "" when there is none. It is safe
+// while Run runs.
+func (l *Loop) OnBridge(bridge string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, v := range l.status.VMs {
+		if slices.ContainsFunc(v.NICs, func(n control.NIC) bool { return n.Bridge == bridge }) {
+			return v.Name
+		}
+	}
+	return ""
+}

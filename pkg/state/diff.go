@@ -395,7 +395,18 @@ func compareElem(a, b Elem) int {
 		cmp.Compare(a.Mark, b.Mark),
 		cmp.Compare(a.Limit, b.Limit),
 		a.To.Compare(b.To),
+		endFirst(a, b), // where one interval ends and the next begins
 	)
+}
+
+func endFirst(a, b Elem) int {
+	switch {
+	case a.End == b.End:
+		return 0
+	case a.End:
+		return -1
+	}
+	return 1
 }
 
 func compareNeigh(a, b NeighKey) int {

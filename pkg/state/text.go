@@ -97,20 +97,26 @@ func (r Rule) String() string {
 
 // String is the element like "nft list set" prints it, with the set's name.
 func (e Elem) String() string {
+	if e.Set == SetLocal4 || e.Set == SetLocal6 {
+		return e.Set + " { " + map[bool]string{true: "before ", false: "from "}[e.End] + prefixString(e.Addr) + " }"
+	}
 	var key []string
 	if e.Link != "" {
 		key = append(key, strconv.Quote(e.Link))
 	}
-	if e.Set == SetItself {
+	switch e.Set {
+	case SetItself:
 		key = append(key, strconv.Quote(e.Link))
+	case SetARP:
+		key = append(key, e.MAC.String())
+	}
+	if !e.MAC.IsZero() {
+		key = append(key, e.MAC.String())
 	}
 	for _, p := range []netip.Prefix{e.Addr, e.Peer} {
 		if p.IsValid() {
 			key = append(key, prefixString(p))
 		}
-	}
-	if !e.MAC.IsZero() {
-		key = append(key, e.MAC.String())
 	}
 	if e.Proto != 0 {
 		key = append(key, protocol(e.Proto), strconv.Itoa(int(e.Port)))
@@ -131,6 +137,7 @@ func (e Elem) String() string {
 	return s + " }"
 }
 
+// protocol is an IP protocol like nft(8) prints it.
 func protocol(p uint8) string {
 	switch p {
 	case 6:
@@ -286,12 +293,13 @@ type ElemDocument struct {
 	Address *netip.Prefix `json:"address,omitempty"`
 	Peer    *netip.Prefix `json:"peer,omitempty"`
 	MAC     *mac.Addr     `json:"mac,omitempty"`
-	Proto   uint8         `json:"proto,omitempty"`
+	Proto   string        `json:"proto,omitempty"`
 	Port    uint16        `json:"port,omitempty"`
 	Mark    uint32        `json:"mark,omitempty"`
 	Limit   uint32        `json:"limit,omitempty"`
 	To      *netip.Addr   `json:"to,omitempty"`
 	ToPort  uint16        `json:"to_port,omitempty"`
+	End     bool          `json:"end,omitempty"`
 }
 
 // Document lists the state for JSON.
@@ -342,7 +350,10 @@ func (s State) Document() Document {
 		d.Routes = append(d.Routes, doc)
 	}
 	for _, e := range sorted(s.Elems, compareElem) {
-		doc := ElemDocument{Set: e.Set, Link: e.Link, Proto: e.Proto, Port: e.Port, Mark: e.Mark, Limit: e.Limit}
+		doc := ElemDocument{Set: e.Set, Link: e.Link, Port: e.Port, Mark: e.Mark, Limit: e.Limit, End: e.End}
+		if e.Proto != 0 {
+			doc.Proto = protocol(e.Proto)
+		}
 		if to := e.To.Addr(); to.IsValid() {
 			doc.To, doc.ToPort = &to, e.To.Port()
 		}

@@ -19,8 +19,9 @@ type State struct {
 	Proxies map[NeighKey]struct{} // addresses that the host answers ARP and Neighbour Solicitations for on an uplink (NTF_PROXY)
 	Routes  map[Route]struct{}    // protocol 32, any table
 	Rules   map[Rule]struct{}     // protocol 32
-	// Skeleton names the version of the static part of table inet slash32: ""
-	// when there is no table, another name when it is not as we make it.
+	// Skeleton names the version of the static part of the tables inet slash32 and
+	// arp slash32: "" when there is no table, another name when one is not as we
+	// make it.
 	Skeleton string
 	Elems    map[Elem]struct{} // elements of the table's sets and maps
 }
@@ -34,7 +35,7 @@ type Link struct {
 	MTU   uint16
 	Up    bool
 	// Deviates names the bridge options that are not as ours always are
-	// ("group", "mcast_snooping", "stp"), sorted, joined by ",": "" when all are. It is
+	// ("ageing_time", "group", "mcast_snooping", "stp"), sorted, joined by ",": "" when all are. It is
 	// never planned.
 	Deviates string
 	// Ports are the names of the interfaces in the bridge, sorted, joined by
@@ -80,7 +81,7 @@ type Rule struct {
 	HostRoutesOnly bool
 }
 
-// Elem is one element of a set or map in table inet slash32. Fields that the
+// Elem is one element of a set or map in the tables slash32. Fields that the
 // set's key does not have are zero.
 type Elem struct {
 	Set  string // one of the Set... names
@@ -97,9 +98,11 @@ type Elem struct {
 	Mark  uint32         // value, in SetMark
 	Limit uint32         // connections at a time, in SetLimitFrom and SetLimitTo
 	To    netip.AddrPort // value, where addresses are translated; the port is 0 but in SetForward4 and SetForward6
+	End   bool           // in SetLocal: Addr is the first that is not in the interval any more; else its first
 }
 
-// The sets and maps of table inet slash32.
+// The sets and maps of table inet slash32, and of table arp slash32 where that
+// is said.
 const (
 	SetGuard4   = "guard4"    // ifname . ipv4_addr: sources that may leave a bridge
 	SetGuard6   = "guard6"    // ifname . ipv6_addr, or one of PrefixLengths
@@ -135,7 +138,36 @@ const (
 	// that lead there from elsewhere, and a counter of the packets refused.
 	SetLimitFrom = "limit_from"
 	SetLimitTo   = "limit_to"
+
+	SetARP      = "arp_own"   // table arp: ifname . ether_addr (frame) . ether_addr (sender) . ipv4_addr (sender); the two are MAC
+	SetSpoofARP = "spoof_arp" // table arp: ifname, with a counter: ARP with a sender that is not the guest
+	SetSpoofND  = "spoof_nd"  // ifname, with a counter: neighbour discovery for what is not the guest's
+	SetRogueRA  = "rogue_ra"  // ifname, with a counter: router advertisements
+	SetRedirect = "redirects" // ifname, with a counter: ICMP and ICMPv6 redirects
+	SetFragment = "fragments" // ifname, with a counter: fragments, which are not dropped
+
+	SetGateway4 = "gateway4" // ifname . ipv4_addr: the gateway's address
+	SetGateway6 = "gateway6" // ifname . ipv6_addr
+	SetService  = "services" // ifname . inet_proto . inet_service: what the guest may reach on the host
+	SetOpen     = "open"     // ifname: the guest may reach all of the host
+	SetClosed   = "closed"   // ifname, with a counter: what it may not, and tried
+
+	SetLocal4      = "local4"       // ipv4_addr, intervals: whose traffic is counted as local
+	SetLocal6      = "local6"       // ipv6_addr, intervals
+	SetInInternet  = "in_internet"  // ifname, with a counter: forwarded to the guest, from what is not local
+	SetInLocal     = "in_local"     // the same from what is
+	SetOutInternet = "out_internet" // ifname, with a counter: forwarded from the guest, to what is not local
+	SetOutLocal    = "out_local"    // the same to what is
 )
+
+// GuardCounters are the sets that count what a guard met, by bridge.
+var GuardCounters = [...]string{
+	SetSpoof4, SetSpoof6, SetSpoofMAC, SetSpoofARP, SetSpoofND, SetRogueRA, SetRedirect, SetRogue, SetClosed, SetFragment,
+}
+
+// TrafficCounters are the sets that count what is forwarded, by bridge, in the
+// order of traffic.Counter.
+var TrafficCounters = [...]string{SetInInternet, SetInLocal, SetOutInternet, SetOutLocal}
 
 // PrefixLengths are the lengths of the prefixes that sources are looked for by,
 // after the whole address: SetGuard6, SetMasq6 and SetSNAT6 are, in the kernel, one

@@ -22,10 +22,10 @@ const module = "github.com/slash32/slash32/"
 // numbers; what lies in a folder of a package is of its level and may import it.
 var levels = map[string]int{
 	"mac": 0, "marks": 0, "names": 0, "problem": 0, "version": 0, "yamltree": 0,
-	"annotation": 1, "config": 1, "lease": 1, "wire": 1,
+	"annotation": 1, "config": 1, "lease": 1, "traffic": 1, "wire": 1,
 	"firewall": 2, "intent": 2, "responder": 2, "state": 2,
 	"plan": 3, "pool": 3, "source": 3,
-	"control": 4, "kernel": 4, "launch": 4, "probe": 4, "rawsock": 4, "relay": 4, "spool": 4, "upstream": 4, "userhook": 4, "virt": 4,
+	"control": 4, "evidence": 4, "kernel": 4, "launch": 4, "probe": 4, "rawsock": 4, "relay": 4, "spool": 4, "upstream": 4, "userhook": 4, "virt": 4,
 	"cli": 5, "doctor": 5, "hook": 5, "reconcile": 5, "vmlink": 5,
 	"agent": 6,
 }

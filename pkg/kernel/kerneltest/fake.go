@@ -19,6 +19,7 @@ import (
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/pkg/traffic"
 )
 
 // Fake has the methods of *kernel.Kernel and keeps what is ours in a State. The
@@ -28,6 +29,8 @@ type Fake struct {
 	Host plan.Facts
 	// Foreign are interfaces that are not ours, by name.
 	Foreign map[string]kernel.BridgeInfo
+	// Counted is what the traffic counters say of bridges that have them.
+	Counted map[string]traffic.Traffic
 	// Counts is what Spoofed returns.
 	Counts map[string]kernel.SpoofCount
 	// FailNext is asked before each change; its error is that change's. Also
@@ -287,6 +290,26 @@ func (f *Fake) Spoofed(ctx context.Context) (map[string]kernel.SpoofCount, error
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return maps.Clone(f.Counts), errors.Join(ctx.Err(), f.FailRead)
+}
+
+// Traffic returns Counted, as far as the bridges have counters.
+func (f *Fake) Traffic(ctx context.Context) (map[string]traffic.Traffic, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[string]traffic.Traffic{}
+	for e := range f.state.Elems {
+		if slices.Contains(state.TrafficCounters[:], e.Set) {
+			out[e.Link] = f.Counted[e.Link]
+		}
+	}
+	return out, errors.Join(ctx.Err(), f.FailRead)
+}
+
+// TrafficOf returns what Traffic does of some bridges.
+func (f *Fake) TrafficOf(ctx context.Context, links []string) (map[string]traffic.Traffic, error) {
+	all, err := f.Traffic(ctx)
+	maps.DeleteFunc(all, func(l string, _ traffic.Traffic) bool { return !slices.Contains(links, l) })
+	return all, err
 }
 
 // Bridge returns a bridge of ours or one of Foreign.
