@@ -104,7 +104,7 @@ endif
 	rm -f $(DESTDIR)$(NFTDIR)/slash32.conf $(DESTDIR)$(NMDIR)/conf.d/slash32.conf
 	rm -f $(DESTDIR)$(NETWORKDDIR)/networkd.conf.d/10-slash32.conf $(DESTDIR)$(NETWORKDDIR)/network/05-slash32.network
 	for m in $(notdir $(MANPAGES)); do rm -f $(DESTDIR)$(MANDIR)/man$${m##*.}/$$m; done
-	for d in $(HOOKDIR) /etc/slash32/conf.d /etc/slash32/domains.d /etc/slash32 /var/lib/slash32/leases /var/lib/slash32 \
+	for d in $(HOOKDIR) /etc/slash32/conf.d /etc/slash32/domains.d /etc/slash32 /var/lib/slash32/leases /var/lib/slash32/counters.d /var/lib/slash32 \
 		/etc/iproute2/rt_protos.d $(NFTDIR) $(NETWORKDDIR)/networkd.conf.d $(NETWORKDDIR)/network $(UNITDIR) $(dir $(UNITDIR)) $(PREFIX)/lib/sysusers.d $(PREFIX)/lib/tmpfiles.d \
 		$(addprefix $(MANDIR)/man,1 5 7 8) $(dir $(DOCDIR)) $(PREFIX)/libexec; do \
 		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \
