@@ -18,9 +18,9 @@ echo "# nft list ruleset"
 nft list ruleset
 `
 
-// traces prints all else that slash32 could leave behind.
+// traces prints all else that slash32 could leave behind. What was counted stays.
 const traces = `
-find /run/slash32 /var/lib/slash32 -mindepth 1 2>/dev/null | sort
+find /run/slash32 /var/lib/slash32 -mindepth 1 ! -path /var/lib/slash32/counters.json ! -path /var/lib/slash32/counters.d 2>/dev/null | sort
 ps -e -o comm= | grep -E '^(slash32|qemu)' | sort
 true
 `
