@@ -18,6 +18,7 @@ var BootClients = []string{"bios", "uefi", "uefi32", "arm64", "http", "ipxe"}
 // What fits into a DHCPv4 reply of any size (RFC 2131 §2) beside the lease.
 const (
 	MaxBootFile   = 255 // bytes; above 127 it is option 67 only
+	MaxBootParams = 255 // bytes of all
 	MaxOptionData = 255 // bytes
 )
 
@@ -68,6 +69,17 @@ func (in *interpreter) boot(e element, file attr, got map[string]attr) (Boot, bo
 		case "no", "false":
 		default:
 			in.bad(a, a.value, "is not yes or no", "write yes or no")
+			return b, false
+		}
+	}
+	if a, ok := got["params"]; ok {
+		b.Params = strings.Join(strings.Fields(a.value), " ")
+		if b.Params == "" || !printable(b.Params) || len(b.Params) > MaxBootParams {
+			in.bad(a, a.value, fmt.Sprintf("is not a list of boot parameters: at most %d printable ASCII characters, with a space between two", MaxBootParams), "write them like console=ttyS0 quiet")
+			return b, false
+		}
+		if !strings.Contains(b.File, "://") {
+			in.bad(a, a.value, "are parameters for a path: DHCPv4 has no option for them, and DHCPv6 boots from a URL", "write a URL as file, or remove params")
 			return b, false
 		}
 	}

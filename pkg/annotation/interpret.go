@@ -83,7 +83,7 @@ var leafAttrs = map[string][]string{
 	"route":   {"to"},
 	"nat":     {"mode", "to", "public"},
 	"forward": {"port", "to", "proto", "family", "addr"},
-	"boot":    {"file", "server", "for", "once"},
+	"boot":    {"file", "server", "for", "once", "params"},
 	"option":  {"code", "type", "value", "force"},
 	"relay":   {"server"},
 	"portal":  {"url"},

@@ -123,6 +123,7 @@ type Boot struct {
 	File   string     // a path for TFTP, or a URL
 	Server netip.Addr // next-server; not valid: none
 	Once   bool       // until the machine has booted from it
+	Params string     // parameters for what File names, each after a space but the first
 }
 
 // Option is <option code=... type=... value=... force=.../>: a DHCPv4 option in

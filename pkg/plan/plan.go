@@ -353,7 +353,7 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 		},
 	}
 	for _, b := range n.Boots {
-		out.V4.Boots = append(out.V4.Boots, responder.Boot{For: b.For, File: b.File, Server: b.Server, Once: b.Once})
+		out.V4.Boots = append(out.V4.Boots, responder.Boot{For: b.For, File: b.File, Server: b.Server, Once: b.Once, Params: b.Params})
 	}
 	for _, o := range n.Options {
 		out.V4.Options = append(out.V4.Options, responder.Option{Code: o.Code, Data: o.Data, Force: o.Force})

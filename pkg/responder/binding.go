@@ -71,10 +71,11 @@ type Relay struct {
 
 // Boot is what one kind of firmware is told to load.
 type Boot struct {
-	For    string     `json:"for,omitempty"`   // as annotation.Boot has it
-	File   string     `json:"file"`            // a path for TFTP, or a URL; at most 255 bytes
-	Server netip.Addr `json:"server,omitzero"` // next-server; not valid: none
-	Once   bool       `json:"once,omitempty"`  // until the machine has booted from it
+	For    string     `json:"for,omitempty"`    // as annotation.Boot has it
+	File   string     `json:"file"`             // a path for TFTP, or a URL; at most 255 bytes
+	Server netip.Addr `json:"server,omitzero"`  // next-server; not valid: none
+	Once   bool       `json:"once,omitempty"`   // until the machine has booted from it
+	Params string     `json:"params,omitempty"` // for what a URL names, each after a space but the first; DHCPv6 only
 }
 
 // Option is a DHCPv4 option as it is sent.

@@ -46,7 +46,8 @@ type boot4 struct {
 	name   []byte
 	class  []byte
 
-	url6 []byte // options of DHCPv6, whole; empty unless the file is a URL
+	// Options of DHCPv6, whole; empty unless the file is a URL.
+	url6, params6 []byte
 }
 
 // firmware is a client as far as it decides on what to boot.
@@ -84,10 +85,10 @@ func compileBoots(boots []Boot) (bs []boot4, fingerprint uint64) {
 			c.class = wire.AppendOption4(nil, wire.Opt4VendorClass, []byte(vendorHTTP))
 		}
 		if c.url {
-			c.url6 = boot6(b)
+			c.url6, c.params6 = boot6(b), bootParams6(b.Params)
 		}
 		bs = append(bs, c)
-		for _, s := range []string{b.For, b.File, addrText(b.Server)} {
+		for _, s := range []string{b.For, b.File, addrText(b.Server), b.Params} {
 			_, _ = h.Write([]byte(s))
 			_, _ = h.Write([]byte{0})
 		}

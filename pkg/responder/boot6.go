@@ -2,6 +2,7 @@ package responder
 
 import (
 	"encoding/binary"
+	"strings"
 
 	"github.com/slash32/slash32/pkg/wire"
 )
@@ -22,6 +23,18 @@ func boot6(b Boot) []byte {
 	return wire.AppendOption6(o, wire.Opt6VendorClass, append(class, vendorHTTP...))
 }
 
+// bootParams6 is the option of the file's parameters (RFC 5970 §3.2).
+func bootParams6(params string) []byte {
+	if params == "" {
+		return nil
+	}
+	var data []byte
+	for _, p := range strings.Fields(params) {
+		data = append(binary.BigEndian.AppendUint16(data, uint16(len(p))), p...)
+	}
+	return wire.AppendOption6(nil, wire.Opt6BootFileParam, data)
+}
+
 // appendBoot6 appends the boot file for who asks for one, as DHCPv4 does.
 func (l *Link) appendBoot6(b []byte, g *Guest, r *request6, v Verdict) []byte {
 	if len(l.boots) == 0 {
@@ -32,6 +45,9 @@ func (l *Link) appendBoot6(b []byte, g *Guest, r *request6, v Verdict) []byte {
 	if r.wants.bootFile {
 		if boot = l.choose(g, f, true); boot != nil {
 			b = l.fit6(b, boot.url6)
+			if r.wants.bootParams {
+				b = l.fit6(b, boot.params6)
+			}
 		}
 	}
 	switch v {

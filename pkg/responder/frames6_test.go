@@ -31,7 +31,7 @@ func prefixNIC() responder.NIC {
 		{For: "bios", File: "undionly.kpxe"},
 		{For: "uefi", File: "tftp://[2001:db8::7]/snp.efi"},
 		{For: "http", File: "http://[2001:db8::7]/snp.efi"},
-		{For: "ipxe", File: "http://[2001:db8::7]/boot.ipxe"},
+		{For: "ipxe", File: "http://[2001:db8::7]/boot.ipxe", Params: "console=ttyS0 quiet"},
 	}
 	return n
 }
@@ -103,6 +103,7 @@ func prefixMessages() []message {
 		{"boot6_uefi", client6{kind: wire.DHCP6Solicit, options: client + arch}.frame(), responder.DHCP6Advertise},
 		{"boot6_http", client6{kind: wire.DHCP6Solicit, options: client + arch + http}.frame(), responder.DHCP6Advertise},
 		{"boot6_ipxe", client6{kind: wire.DHCP6InformationRequest, options: client + arch + opt6(wire.Opt6UserClass, "\x00\x04iPXE")}.frame(), responder.DHCP6Information},
+		{"boot6_params", client6{kind: wire.DHCP6InformationRequest, options: client + arch + oro6(wire.Opt6BootFileParam) + opt6(wire.Opt6UserClass, "\x00\x04iPXE")}.frame(), responder.DHCP6Information},
 		{"boot6_bios_has_no_url", client6{kind: wire.DHCP6Solicit, options: client + opt6(wire.Opt6Architecture, "\x00\x00") + oro6(wire.Opt6BootFileURL)}.frame(), responder.DHCP6Advertise},
 	}
 }

@@ -247,6 +247,8 @@ func lines6(m *dhcpv6.Message) []string {
 				addrs("ntp", m.Options.NTPServers())
 			case dhcpv6.OptionBootfileURL:
 				add("boot %s", m.Options.BootFileURL())
+			case dhcpv6.OptionBootfileParam:
+				add("params %q", m.Options.BootFileParam())
 			case dhcpv6.OptionVendorClass:
 				add("class %q", o.(*dhcpv6.OptVendorClass).Data)
 			case dhcpv6.OptionAFTRName:

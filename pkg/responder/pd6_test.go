@@ -54,6 +54,7 @@ func TestPrefixReplies(t *testing.T) {
 		{"boot6_uefi", "ADVERTISE\npreference 255" + dns + "\nboot tftp://[2001:db8::7]/snp.efi"},
 		{"boot6_http", "ADVERTISE\npreference 255" + dns + "\nboot http://[2001:db8::7]/snp.efi\nclass [\"HTTPClient\"]"},
 		{"boot6_ipxe", "REPLY\nrefresh 1800" + dns + "\nboot http://[2001:db8::7]/boot.ipxe"},
+		{"boot6_params", "REPLY\nrefresh 1800" + dns + "\nboot http://[2001:db8::7]/boot.ipxe\nparams [\"console=ttyS0\" \"quiet\"]"},
 		{"boot6_bios_has_no_url", "ADVERTISE\npreference 255" + dns},
 	} {
 		m := find(t, prefixMessages(), c.message)

@@ -32,7 +32,7 @@ type request6 struct {
 
 // wants6 is the options that a client asks for, of those that are not sent anyway.
 type wants6 struct {
-	sntp, ntp, bootFile, aftr, exclude bool
+	sntp, ntp, bootFile, bootParams, aftr, exclude bool
 }
 
 // add reads the data of an option request.
@@ -45,6 +45,8 @@ func (w *wants6) add(data []byte) {
 			w.ntp = true
 		case wire.Opt6BootFileURL:
 			w.bootFile = true
+		case wire.Opt6BootFileParam:
+			w.bootParams = true
 		case wire.Opt6AFTRName:
 			w.aftr = true
 		case wire.Opt6PDExclude:
