@@ -180,18 +180,21 @@ func (f Facts) blockage(c firewall.Chain, b blocked) []Finding {
 		what = kind.name + ": " + what
 	}
 	if len(b.vms) > 0 {
-		names := slices.Sorted(maps.Keys(b.vms))
-		more := ""
-		if len(names) > 3 {
-			names, more = names[:3], ", ..."
-		}
-		what += " (" + strings.Join(names, ", ") + more + ")"
+		what += " (" + some(slices.Sorted(maps.Keys(b.vms))) + ")"
 	}
 	what += "; what table inet slash32 accepts is still asked of every other table"
 	if mode == config.Manage {
 		what += "; coexist says manage, and the agent's rules are not there or do not come first"
 	}
 	return []Finding{{problem.Problem{Code: kind.code, What: what, Fix: f.remedy(kind, c, mode)}, impact}}
+}
+
+// some names the first of many.
+func some(names []string) string {
+	if len(names) > 3 {
+		return strings.Join(names[:3], ", ") + ", ..."
+	}
+	return strings.Join(names, ", ")
 }
 
 // join is a list in words.
