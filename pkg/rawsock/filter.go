@@ -25,11 +25,6 @@ const (
 // alone (wire.TaggedLen), to be counted.
 func program(guest mac.Addr) []bpf.Instruction {
 	return append([]bpf.Instruction{
-		// What the host itself sends through the bridge. PACKET_IGNORE_OUTGOING
-		// keeps it away too, but can be set only once the socket listens.
-		bpf.LoadExtension{Num: bpf.ExtType},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 1},
-		bpf.RetConstant{Val: drop},
 		// The kernel takes a VLAN tag out of the frame: what is left looks like
 		// an untagged request, and an untagged answer would be wrong.
 		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},

@@ -3,14 +3,15 @@
 package rawsock
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
-	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
@@ -28,7 +29,7 @@ const downPoll = 100 * time.Millisecond
 // write; it allocates nothing per frame.
 type Conn struct {
 	name string
-	sock *packet.Conn
+	file *os.File
 	raw  syscall.RawConn
 	done chan struct{}
 	once sync.Once
@@ -58,68 +59,79 @@ func Open(name string, guest mac.Addr) (*Conn, error) {
 }
 
 func open(name string, guest mac.Addr) (*Conn, error) {
-	index, err := ifindex(name)
+	// Of no protocol: it hears nothing until it is bound.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make the socket: %w", err)
 	}
-	filter, err := bpf.Assemble(program(guest))
-	if err != nil {
-		return nil, fmt.Errorf("assemble the filter: %w", err)
-	}
-	// net.InterfaceByName would dump every link of the host.
-	sock, err := packet.Listen(&net.Interface{Index: index, Name: name}, packet.Raw, unix.ETH_P_ALL, &packet.Config{Filter: filter})
-	if err != nil {
-		return nil, err
-	}
-	c := &Conn{name: name, sock: sock, done: make(chan struct{})}
-	if c.raw, err = sock.SyscallConn(); err == nil {
-		err = c.control(func(fd int) error {
-			if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
-				return fmt.Errorf("ignore outgoing frames: %w", err)
-			}
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1); err != nil {
-				return fmt.Errorf("lock the filter: %w", err)
-			}
-			return nil
-		})
+	c := &Conn{name: name, file: os.NewFile(uintptr(fd), name), done: make(chan struct{})}
+	if err = listen(fd, name, guest); err == nil {
+		c.raw, err = c.file.SyscallConn()
 	}
 	if err != nil {
-		_ = sock.Close()
+		_ = c.file.Close()
 		return nil, err
 	}
 	c.recv = func(fd uintptr) bool {
-		for {
-			c.n, c.inErr = unix.Read(int(fd), c.in)
-			if c.inErr != unix.EINTR {
-				return c.inErr != unix.EAGAIN
-			}
-		}
+		c.n, c.inErr = transfer(unix.SYS_READ, fd, c.in)
+		return c.inErr != unix.EAGAIN
 	}
 	c.send = func(fd uintptr) bool {
-		for {
-			_, c.outErr = unix.Write(int(fd), c.out)
-			if c.outErr != unix.EINTR {
-				return true // EAGAIN too: a guest that does not read must not stop the pump
-			}
-		}
+		_, c.outErr = transfer(unix.SYS_WRITE, fd, c.out)
+		return true // EAGAIN too: a guest that does not read must not stop the pump
 	}
 	return c, nil
 }
 
-func ifindex(name string) (int, error) {
+// listen makes the socket hear the guest's requests. Nothing else reaches it at
+// any time: the filter is there first.
+func listen(fd int, name string, guest mac.Addr) error {
+	filter, err := bpf.Assemble(program(guest))
+	if err != nil {
+		return fmt.Errorf("assemble the filter: %w", err)
+	}
+	sock := make([]unix.SockFilter, len(filter))
+	for i, r := range filter {
+		sock[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(sock)), Filter: &sock[0]}); err != nil {
+		return fmt.Errorf("attach the filter: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1); err != nil {
+		return fmt.Errorf("lock the filter: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+		return fmt.Errorf("ignore outgoing frames: %w", err)
+	}
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
-		return 0, fmt.Errorf("interface name %q: %w", name, err)
+		return fmt.Errorf("interface name %q: %w", name, err)
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("open a socket to look the interface up: %w", err)
-	}
-	defer unix.Close(fd)
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
-		return 0, fmt.Errorf("look the interface up: %w", err)
+		return fmt.Errorf("look the interface up: %w", err)
 	}
-	return int(ifr.Uint32()), nil
+	// In network byte order, as packet(7) has it.
+	all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: int(ifr.Uint32())}); err != nil {
+		return fmt.Errorf("bind the socket: %w", err)
+	}
+	return nil
+}
+
+// transfer is read(2) or write(2) on a socket that does not block. It does not
+// tell the scheduler, which would take a call that may block as the occasion to
+// wake its monitor thread: two system calls and a change of thread for each frame.
+func transfer(call, fd uintptr, b []byte) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
 }
 
 func (c *Conn) control(f func(fd int) error) error {
@@ -132,7 +144,7 @@ func (c *Conn) control(f func(fd int) error) error {
 
 // ReadFrame waits for a frame and copies it into buf; what does not fit is cut
 // off. It sits out the interface being down. The error is ErrGone when the
-// interface was removed and wraps net.ErrClosed after Close.
+// interface was removed and wraps os.ErrClosed after Close.
 func (c *Conn) ReadFrame(buf []byte) (int, error) {
 	for {
 		c.in = buf
@@ -156,7 +168,7 @@ func (c *Conn) settle(cause error) error {
 	for {
 		select {
 		case <-c.done:
-			return net.ErrClosed
+			return os.ErrClosed
 		default:
 		}
 		up, err := c.up()
@@ -169,7 +181,7 @@ func (c *Conn) settle(cause error) error {
 		select {
 		case <-c.done:
 			wait.Stop()
-			return net.ErrClosed
+			return os.ErrClosed
 		case <-wait.C:
 		}
 		if up {
@@ -224,7 +236,7 @@ func (c *Conn) Close() error {
 	var err error
 	c.once.Do(func() {
 		close(c.done)
-		err = c.sock.Close()
+		err = c.file.Close()
 	})
 	return err
 }

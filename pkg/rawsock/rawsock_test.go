@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -182,7 +183,7 @@ func lab(t *testing.T) int {
 // sender sends whole frames on an interface.
 func sender(t *testing.T, name string) int {
 	t.Helper()
-	index, err := ifindex(name)
+	link, err := net.InterfaceByName(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +192,7 @@ func sender(t *testing.T, name string) int {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Close(fd) })
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: link.Index}); err != nil {
 		t.Fatal(err)
 	}
 	return fd
@@ -364,8 +365,8 @@ func TestCloseEndsTheReader(t *testing.T) {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := <-got; !errors.Is(err, net.ErrClosed) {
-			t.Errorf("down %v: %v, want net.ErrClosed", down, err)
+		if err := <-got; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("down %v: %v, want os.ErrClosed", down, err)
 		}
 		if err := c.Close(); err != nil {
 			t.Errorf("a second Close: %v", err)

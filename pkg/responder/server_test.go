@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,7 +39,7 @@ func (p *pipe) ReadFrame(buf []byte) (int, error) {
 	case err := <-p.broken:
 		return 0, err
 	case <-p.closed:
-		return 0, net.ErrClosed
+		return 0, os.ErrClosed
 	}
 }
 
@@ -286,7 +286,7 @@ func TestServerAllocatesNothing(t *testing.T) {
 
 type discard struct{}
 
-func (discard) ReadFrame([]byte) (int, error) { return 0, net.ErrClosed }
+func (discard) ReadFrame([]byte) (int, error) { return 0, os.ErrClosed }
 func (discard) WriteFrame([]byte) error       { return nil }
 func (discard) Close() error                  { return nil }
 

@@ -163,7 +163,7 @@ func (f *frames) ReadFrame(buf []byte) (int, error) {
 	case b := <-f.in:
 		return copy(buf, b), nil
 	case <-f.closed:
-		return 0, net.ErrClosed
+		return 0, os.ErrClosed
 	}
 }
 func (f *frames) WriteFrame([]byte) error { return nil }
