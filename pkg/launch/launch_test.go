@@ -210,8 +210,10 @@ func TestDetached(t *testing.T) {
 	}
 }
 
-// Beside what it needs to drop all else, nothing can come back by an execve.
+// The responder has what it needs until it drops all, and nothing can come back by
+// an execve. The starter keeps its own.
 func TestBoundingSet(t *testing.T) {
+	before := ownStatus(t)
 	b := newBed(t, "")
 	if err := b.Start(within(t), b.dir); err != nil {
 		t.Fatal(err)
@@ -220,17 +222,33 @@ func TestBoundingSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_RAW
-	if line := fmt.Sprintf("\nCapBnd:\t%016x\n", want); !strings.Contains(string(status), line) {
-		t.Errorf("no %q in %s", line, status)
+	const need = 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_NET_RAW
+	want := []string{
+		fmt.Sprintf("CapInh:\t%016x", need), fmt.Sprintf("CapPrm:\t%016x", need), fmt.Sprintf("CapEff:\t%016x", need),
+		fmt.Sprintf("CapBnd:\t%016x", 0), fmt.Sprintf("CapAmb:\t%016x", 0), "NoNewPrivs:\t1",
 	}
-	own, err := os.ReadFile("/proc/self/status")
+	if diff := cmp.Diff(want, privileges(status)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(before, ownStatus(t)); diff != "" {
+		t.Errorf("the starter's own sets changed, too: %s", diff)
+	}
+}
+
+func ownStatus(t *testing.T) []string {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(string(own), fmt.Sprintf("CapBnd:\t%016x", want)) {
-		t.Error("the starter's own set went, too")
-	}
+	return privileges(status)
+}
+
+// privileges are the lines on them in a status file of /proc.
+func privileges(status []byte) []string {
+	return slices.DeleteFunc(strings.Split(string(status), "\n"), func(line string) bool {
+		return !strings.HasPrefix(line, "Cap") && !strings.HasPrefix(line, "NoNewPrivs:")
+	})
 }
 
 func TestStartIsIdempotent(t *testing.T) {

@@ -41,9 +41,8 @@ func dropPrivileges(account string, leases int, log logrus.FieldLogger) error {
 }
 
 // dropBounding empties the bounding set on every thread. Each call that reaches
-// every thread stops the whole process for some 50 µs: whoever starts the
-// responder does well to leave it a small set (CAP_NET_RAW, CAP_SETUID,
-// CAP_SETGID, CAP_SETPCAP).
+// every thread stops the whole process for some 100 µs: whoever starts the
+// responder does well to leave it a small set or, as package launch does, none.
 func dropBounding() error {
 	for c := 0; ; c++ {
 		have, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
@@ -74,8 +73,11 @@ func become(account string, log logrus.FieldLogger) error {
 		log.WithError(err).Warnf("serving as uid %d; make the account: useradd --system --no-create-home %s", nobody, account)
 		uid, gid = nobody, nobody
 	}
-	if err := syscall.Setgroups(nil); err != nil {
-		return fmt.Errorf("leave all groups: %w", err)
+	// Of none, as a service is, it need not stop the threads to leave them.
+	if groups, err := unix.Getgroups(); err != nil || len(groups) > 0 {
+		if err := syscall.Setgroups(nil); err != nil {
+			return fmt.Errorf("leave all groups: %w", err)
+		}
 	}
 	if err := syscall.Setresgid(gid, gid, gid); err != nil {
 		return fmt.Errorf("change to group %d: %w", gid, err)

@@ -111,12 +111,14 @@ func syscallFilter(pid, leases int) []bpf.Instruction {
 	return append(program, kill)
 }
 
-// restrictSyscalls sets no_new_privs and installs the filter, both on every
-// thread. (A filter that is synchronised would hand no_new_privs on, but to set it
+// restrictSyscalls sets no_new_privs, unless the process was started with it, and
+// installs the filter, both on every thread. (A filter that is synchronised would hand no_new_privs on, but to set it
 // on one thread first takes runtime.LockOSThread, which keeps a thread for ever.)
 func restrictSyscalls(leases int) error {
-	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
-		return fmt.Errorf("set no_new_privs: %w", errno)
+	if set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || set == 0 {
+		if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
+			return fmt.Errorf("set no_new_privs: %w", errno)
+		}
 	}
 	raw, err := bpf.Assemble(syscallFilter(os.Getpid(), leases))
 	if err != nil {

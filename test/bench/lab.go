@@ -82,6 +82,10 @@ func newBed(ctx context.Context, bin string, n int) (*bed, error) {
 	if err := batch(ctx, serverNS, links.String()); err != nil {
 		return nil, err
 	}
+	// As on a bridge of ours: the kernel would answer ARP before any of them.
+	if err := command(ctx, "ip", "netns", "exec", serverNS, "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=8"); err != nil {
+		return nil, err
+	}
 	links.Reset()
 	for i := range n {
 		fmt.Fprintf(&links, "link set %s up\n", guest(i))
@@ -170,7 +174,7 @@ func (b *bed) path(i int, name string) string { return filepath.Join(b.dir, strc
 type server struct {
 	name string
 	argv func(b *bed, i int) []string
-	// bounded: its launcher leaves it a small bounding set.
+	// bounded: its launcher leaves it few privileges.
 	bounded bool
 	// dhcpOnly: answers neither ARP nor neighbour solicitations itself.
 	dhcpOnly bool

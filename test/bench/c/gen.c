@@ -16,6 +16,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/if_packet.h>
 #include <net/if.h>
@@ -28,6 +29,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -267,13 +269,20 @@ static int blast(int n, const uint8_t *gw)
 	return 0;
 }
 
-/* run is exec, after "bounded" with the bounding set that ours is started with:
- * CAP_SETGID, CAP_SETUID, CAP_SETPCAP and CAP_NET_RAW. */
+/* run is exec, after "bounded" with what package launch starts ours with: CAP_SETGID,
+ * CAP_SETUID and CAP_NET_RAW to inherit, an empty bounding set, no_new_privs. */
 static void run(char **cmd)
 {
 	if (strcmp(cmd[0], "bounded") == 0) {
+		struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3};
+		struct __user_cap_data_struct d[2] = {{0}};
+		if (syscall(SYS_capget, &h, d)) _exit(127);
+		d[0].inheritable = 1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_NET_RAW;
+		d[1].inheritable = 0;
+		if (syscall(SYS_capset, &h, d)) _exit(127);
 		for (int c = 0; prctl(PR_CAPBSET_READ, c, 0, 0, 0) >= 0; c++)
-			if (c != 6 && c != 7 && c != 8 && c != 13) prctl(PR_CAPBSET_DROP, c, 0, 0, 0);
+			prctl(PR_CAPBSET_DROP, c, 0, 0, 0);
+		prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 		cmd++;
 	}
 	execv(cmd[0], cmd);
