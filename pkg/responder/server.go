@@ -172,7 +172,7 @@ func (s *Server) Deliver(family, server uint8, message []byte) {
 		s.guest = before
 		return
 	}
-	s.judged(before, at, now, v)
+	s.judged(&before, at, now, v)
 	if reply != nil {
 		s.send(reply)
 	}
@@ -271,7 +271,7 @@ func (s *Server) handle(frame, out []byte) bool {
 		s.guest = before // as if it had not come
 		return false
 	}
-	s.judged(before, at, now, v)
+	s.judged(&before, at, now, v)
 	if v == DHCP4Decline && s.declined.ready(now) {
 		s.log.Warn("the guest has found another machine with its IPv4 address on its own link (DECLINE). Fix: look into the guest for a bridge, container or second interface that answers ARP for it")
 	}
@@ -290,9 +290,9 @@ func (s *Server) handle(frame, out []byte) bool {
 }
 
 // judged counts a message and what became of it.
-func (s *Server) judged(before Guest, at time.Time, now time.Duration, v Verdict) {
+func (s *Server) judged(before *Guest, at time.Time, now time.Duration, v Verdict) {
 	s.verdicts[v].Add(1)
-	if s.guest != before {
+	if s.guest != *before {
 		s.learned(before, now)
 	}
 	if v.Class() == ClassNone {
@@ -306,7 +306,7 @@ func (s *Server) judged(before Guest, at time.Time, now time.Duration, v Verdict
 
 // learned makes known what the pump has learned of the guest: to who asks for
 // the state, to the file, and when it is another kind of client to the log.
-func (s *Server) learned(before Guest, now time.Duration) {
+func (s *Server) learned(before *Guest, now time.Duration) {
 	s.mu.Lock()
 	s.known = s.guest
 	s.mu.Unlock()
