@@ -25,6 +25,11 @@ var ErrGone = errors.New("the interface is gone")
 // downPoll is how often an interface that is down is looked at.
 const downPoll = 100 * time.Millisecond
 
+// tellAfter is how many frames may come without a pause before the scheduler is
+// told. Its monitor thread, which may sleep, then sees to it that the other
+// goroutines run, however long the guest keeps the reader busy.
+const tellAfter = 64
+
 // Conn is a packet socket on one bridge. One goroutine may read while others
 // write; it allocates nothing per frame.
 type Conn struct {
@@ -39,6 +44,7 @@ type Conn struct {
 	// allocation per frame.
 	recv   func(fd uintptr) bool
 	in     []byte
+	row    int // frames without a pause since the scheduler was told
 	n      int
 	inErr  error
 	send   func(fd uintptr) bool
@@ -64,22 +70,23 @@ func open(name string, guest mac.Addr) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the socket: %w", err)
 	}
-	c := &Conn{name: name, file: os.NewFile(uintptr(fd), name), done: make(chan struct{})}
-	if err = listen(fd, name, guest); err == nil {
-		c.raw, err = c.file.SyscallConn()
-	}
-	if err != nil {
-		_ = c.file.Close()
+	file := os.NewFile(uintptr(fd), name)
+	if err := listen(fd, name, guest); err != nil {
+		_ = file.Close()
 		return nil, err
 	}
-	c.recv = func(fd uintptr) bool {
-		c.n, c.inErr = transfer(unix.SYS_READ, fd, c.in)
-		return c.inErr != unix.EAGAIN
+	return newConn(name, file)
+}
+
+// newConn takes over a file that does not block.
+func newConn(name string, file *os.File) (*Conn, error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close()
+		return nil, err
 	}
-	c.send = func(fd uintptr) bool {
-		_, c.outErr = transfer(unix.SYS_WRITE, fd, c.out)
-		return true // EAGAIN too: a guest that does not read must not stop the pump
-	}
+	c := &Conn{name: name, file: file, raw: raw, done: make(chan struct{})}
+	c.recv, c.send = c.receive, c.transmit
 	return c, nil
 }
 
@@ -118,20 +125,45 @@ func listen(fd int, name string, guest mac.Addr) error {
 	return nil
 }
 
-// transfer is read(2) or write(2) on a socket that does not block. It does not
-// tell the scheduler, which would take a call that may block as the occasion to
-// wake its monitor thread: two system calls and a change of thread for each frame.
-func transfer(call, fd uintptr, b []byte) (int, error) {
+// receive reads one frame. It is false when there is none.
+func (c *Conn) receive(fd uintptr) bool {
 	for {
-		n, _, errno := unix.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-		switch errno {
-		case 0:
-			return int(n), nil
+		if c.row++; c.row < tellAfter {
+			c.n, c.inErr = transfer(unix.SYS_READ, fd, c.in)
+		} else {
+			c.row = 0
+			c.n, c.inErr = unix.Read(int(fd), c.in)
+		}
+		switch c.inErr {
 		case unix.EINTR:
+		case unix.EAGAIN:
+			c.row = 0
+			return false
 		default:
-			return 0, errno
+			return true
 		}
 	}
+}
+
+// transmit sends one frame or, if there is no room, drops it: a guest that does not
+// read must not stop the pump.
+func (c *Conn) transmit(fd uintptr) bool {
+	for {
+		if _, c.outErr = transfer(unix.SYS_WRITE, fd, c.out); c.outErr != unix.EINTR {
+			return true
+		}
+	}
+}
+
+// transfer is read(2) or write(2) on a socket that does not block. It does not
+// tell the scheduler, which would take the call for one that may block and wake its
+// monitor thread: two more system calls and a change of thread for every frame.
+func transfer(call, fd uintptr, b []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 func (c *Conn) control(f func(fd int) error) error {

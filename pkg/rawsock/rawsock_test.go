@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -401,5 +402,62 @@ func TestNoAllocationPerFrame(t *testing.T) {
 	})
 	if n != 0 {
 		t.Errorf("%v allocations per frame", n)
+	}
+}
+
+// A guest that never pauses does not keep the only processor for the reader: the
+// control socket is answered all the same. /dev/zero is such a guest. The process is
+// idle, and the runtime's monitor thread asleep, when a first frame wakes the reader.
+func TestBusyReaderLetsOthersRun(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	conn := func(name string, f *os.File, err error) *Conn {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := newConn(name, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	zero, err := os.Open("/dev/zero")
+	flood := conn("zero", zero, err)
+	firstOut, firstIn, err := os.Pipe()
+	first := conn("first", firstOut, err)
+	other, otherIn, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	cmd := exec.Command("sh", "-c", "sleep .3; echo >&3; sleep .3; echo >&4")
+	cmd.ExtraFiles = []*os.File{firstIn, otherIn}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	_, _ = firstIn.Close(), otherIn.Close()
+
+	const enough = 10_000_000 // takes many times as long as the other sleeps
+	var stop atomic.Bool
+	read := make(chan int)
+	go func() {
+		buf, n := make([]byte, 8), 0
+		_, err := first.ReadFrame(buf)
+		for ; err == nil && n < enough && !stop.Load(); n++ {
+			_, err = flood.ReadFrame(buf)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		read <- n
+	}()
+	if _, err := other.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	stop.Store(true)
+	if n := <-read; n == enough {
+		t.Error("nobody else ran while the reader was busy")
 	}
 }
