@@ -89,6 +89,7 @@ type Option struct {
 type V6 struct {
 	Gateway        netip.Addr     `json:"gateway"` // link-local
 	Addrs          []netip.Addr   `json:"addrs,omitempty"`
+	Terms          Terms          `json:"terms,omitempty"` // of addresses that end: of some of Addrs, and of old ones
 	Routes         []netip.Prefix `json:"routes,omitempty"`
 	DNS            []netip.Addr   `json:"dns,omitempty"`
 	NTP            []netip.Addr   `json:"ntp,omitempty"`
@@ -98,6 +99,15 @@ type V6 struct {
 	Prefixes       Prefixes       `json:"prefixes,omitempty"`
 	PREF64         netip.Prefix   `json:"pref64,omitzero"` // of the network's NAT64 (RFC 8781); not valid: none
 	AFTR           string         `json:"aftr,omitempty"`  // the AFTR's name (RFC 6334); "": none
+}
+
+// Term is when an address ends that is from a pool. One that is not in Addrs is on
+// its way out: the guest is not given it any more, and who has it learns when it
+// ends. The times are Unix time in seconds; 0: none.
+type Term struct {
+	Addr      netip.Addr `json:"addr"`
+	Preferred int64      `json:"preferred,omitempty"` // end of the preferred lifetime
+	Until     int64      `json:"until,omitempty"`     // end of the valid lifetime
 }
 
 // Prefix is an IPv6 prefix that is the guest's. Mode is one of the Mode...
@@ -116,6 +126,9 @@ type Prefix struct {
 	// Deprecated prefixes are on their way out: preferred lifetime 0, and nothing
 	// new from them.
 	Deprecated bool `json:"deprecated,omitempty"`
+	// Preferred is when its preferred lifetime ends at the latest, Unix time in
+	// seconds; 0: with Until.
+	Preferred int64 `json:"preferred,omitempty"`
 	// Until is when the prefix ends at the latest, Unix time in seconds; 0: it
 	// stays.
 	Until int64 `json:"until,omitempty"`

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/slash32/slash32/pkg/marks"
@@ -23,6 +22,9 @@ const (
 	// iaLen is the length of an IA with a status code and no address.
 	iaLen = 16 + statusLen
 
+	// iaAddrLen is the length of option 5.
+	iaAddrLen = 4 + 24
+
 	// statusLen is the room of a status code option with any text below.
 	statusLen = 6 + 40
 
@@ -39,12 +41,12 @@ var (
 
 // dhcp6Templates has what the replies are put together from.
 type dhcp6Templates struct {
-	head  []byte       // from Ethernet to UDP
-	addrs []netip.Addr // what an IA_NA is given
-	ia    []byte       // the same as options 5
+	head  []byte // from Ethernet to UDP
+	addrs addrs6
+	room  int // length of the options 5 of an IA_NA
 
 	preferred, valid uint32
-	t1, t2           uint32
+	t2               uint32 // of an address that does not end
 	dns              []byte // options, each empty when there is nothing to say
 	search           []byte
 	sntp             []byte
@@ -56,14 +58,11 @@ type dhcp6Templates struct {
 func compileDHCP6(n NIC, search []byte) (dhcp6Templates, error) {
 	v := n.V6
 	t := dhcp6Templates{
-		addrs:     slices.Clone(v.Addrs[:min(len(v.Addrs), maxAddrs6)]),
+		addrs:     compileAddrs6(v),
+		room:      min(len(v.Addrs), maxAddrs6) * iaAddrLen,
 		preferred: v.Preferred,
 		valid:     v.Valid,
-		t1:        fraction(v.Preferred, 1, 2), // RFC 8415 §14.2 recommends these
 		t2:        fraction(v.Preferred, 4, 5),
-	}
-	for _, a := range t.addrs {
-		t.ia = wire.AppendIAAddr6(t.ia, wire.IAAddr6{Addr: a, Preferred: v.Preferred, Valid: v.Valid})
 	}
 	put := func(code uint16, data []byte) []byte {
 		if len(data) == 0 {
@@ -81,7 +80,7 @@ func compileDHCP6(n NIC, search []byte) (dhcp6Templates, error) {
 		}
 	}
 	t.ntp = put(wire.Opt6NTP, ntp)
-	t.refresh = put(wire.Opt6InformationRefresh, binary.BigEndian.AppendUint32(nil, max(t.t1, minRefresh)))
+	t.refresh = put(wire.Opt6InformationRefresh, binary.BigEndian.AppendUint32(nil, max(fraction(v.Preferred, 1, 2), minRefresh)))
 
 	if v.AFTR != "" {
 		name, err := wire.AppendNames(nil, v.AFTR)
@@ -135,10 +134,10 @@ func (l *Link) respondDHCP6(g *Guest, now time.Time, ip wire.IPv6, b, out []byte
 		return l.relayDHCP6(g, ip.Src, &m, b, out)
 	}
 	var r request6
-	if !r.parse(&m, l.dhcp6.addrs) {
+	if !r.parse(&m, &l.dhcp6, now.Unix()) {
 		return nil, DHCP6Malformed
 	}
-	v := l.judge6(&r, unicast)
+	v := l.judge6(&r, unicast, now.Unix())
 	if !v.answers6() {
 		return nil, v
 	}

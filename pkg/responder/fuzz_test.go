@@ -38,7 +38,10 @@ func FuzzRespond(f *testing.F) {
 		f.Add(client4{kind: wire.DHCP4Discover, options: client}.frame())
 		f.Add(client4{kind: wire.DHCP4Request, options: client + opt4Addr(wire.Opt4RequestedIP, guest4)}.frame())
 	}
-	nics := []responder.NIC{fullNIC(), narrow, bare, booting, prefixNIC()}
+	waning := prefixNIC()
+	waning.V6.Addrs = []netip.Addr{guest6, onLink6}
+	waning.V6.Terms = responder.Terms{{Addr: guest6, Preferred: epoch.Unix() + 9, Until: epoch.Unix() + 99}, {Addr: offLink6, Until: epoch.Unix() + 9}}
+	nics := []responder.NIC{fullNIC(), narrow, bare, booting, prefixNIC(), waning}
 	var links []*responder.Link
 	for _, n := range nics {
 		links = append(links, mustCompile(f, n))

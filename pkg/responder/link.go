@@ -75,6 +75,9 @@ func Compile(n NIC) (*Link, error) {
 		offer4: n.V4.Addr,
 		own6:   slices.Clone(n.V6.Addrs),
 	}
+	for _, t := range n.V6.old() {
+		l.own6 = append(l.own6, t.Addr)
+	}
 	if n.V4.Addr.IsValid() {
 		l.own4 = append(l.own4, n.V4.Addr)
 	}
@@ -183,7 +186,11 @@ func check6(n NIC) error {
 	if !v.Gateway.Is6() || v.Gateway.Is4In6() || !v.Gateway.IsLinkLocalUnicast() || v.Gateway.Zone() != "" {
 		return fmt.Errorf("the IPv6 gateway %s is not a link-local address", v.Gateway)
 	}
-	for _, a := range v.Addrs {
+	addrs := slices.Clone(v.Addrs)
+	for _, t := range v.Terms {
+		addrs = append(addrs, t.Addr)
+	}
+	for _, a := range addrs {
 		if !a.Is6() || a.Is4In6() || a.IsMulticast() || a.IsUnspecified() {
 			return fmt.Errorf("%s is not an IPv6 address for a guest", a)
 		}
@@ -191,7 +198,7 @@ func check6(n NIC) error {
 			return fmt.Errorf("guest and gateway have the same address %s", a)
 		}
 	}
-	if len(v.Addrs) > 0 && (v.Preferred == 0 || v.Preferred > v.Valid) {
+	if len(addrs) > 0 && (v.Preferred == 0 || v.Preferred > v.Valid) {
 		return fmt.Errorf("the lifetimes of the IPv6 addresses, preferred %d and valid %d, are not in this order or 0", v.Preferred, v.Valid)
 	}
 	return checkPrefixes(v)

@@ -46,12 +46,18 @@ func (d *delegation) via() netip.Addr { return netip.AddrFrom16(d.src) }
 // has ended.
 func (d *delegation) lifetimes(p *pool6) (preferred, valid uint32) {
 	left := remaining(p.until, d.now)
-	return min(d.l.dhcp6.preferred, left), min(d.l.dhcp6.valid, left)
+	return min(d.l.dhcp6.preferred, remaining(p.preferred, d.now), left), min(d.l.dhcp6.valid, left)
+}
+
+// deprecated tells whether the pool is on its way out, or its preferred lifetime
+// is over.
+func (d *delegation) deprecated(p *pool6) bool {
+	return p.deprecated || remaining(p.preferred, d.now) == 0
 }
 
 // good tells whether the pool gives anything new.
 func (d *delegation) good(p *pool6) bool {
-	return p != nil && !p.deprecated && remaining(p.until, d.now) > 0
+	return p != nil && !d.deprecated(p) && remaining(p.until, d.now) > 0
 }
 
 // appendIA answers an IA_PD in anything but RELEASE and DECLINE (RFC 8415 §18.3.2,
@@ -131,7 +137,7 @@ func (d *delegation) appendOld(b []byte, ia *wire.IA6, x netip.Prefix) (_ []byte
 func (d *delegation) old(x netip.Prefix, iaid uint32) uint32 {
 	pool := d.l.prefixes.pool(x)
 	held := d.find(x, iaid)
-	if pool == nil || !pool.deprecated || !usable(x) || held < 0 && !d.isFree(x, iaid) {
+	if pool == nil || !d.deprecated(pool) || !usable(x) || held < 0 && !d.isFree(x, iaid) {
 		if held >= 0 && d.given&(1<<held) == 0 {
 			d.g.Prefixes[held] = lease.Prefix{}
 		}

@@ -30,6 +30,7 @@ type advertised6 struct {
 	net        netip.Prefix
 	onlink     bool
 	deprecated bool
+	preferred  int64
 	until      int64
 }
 
@@ -39,6 +40,7 @@ type pool6 struct {
 	length     int          // of what is delegated without a hint
 	exclude    netip.Prefix // stays on the link; may be not valid
 	deprecated bool
+	preferred  int64
 	until      int64
 }
 
@@ -55,7 +57,7 @@ func compilePrefixes(v V6) *prefixes6 {
 			}
 			p.pools = append(p.pools, pool6{
 				net: x.Net, length: min(max(length, x.Net.Bits()), slaacBits), exclude: x.Exclude,
-				deprecated: x.Deprecated, until: x.Until,
+				deprecated: x.Deprecated, preferred: x.Preferred, until: x.Until,
 			})
 		}
 	}
@@ -72,7 +74,7 @@ func (p *prefixes6) advertise(x Prefix, net netip.Prefix) {
 			return
 		}
 	}
-	p.advertised = append(p.advertised, advertised6{net: net, onlink: x.OnLink, deprecated: x.Deprecated, until: x.Until})
+	p.advertised = append(p.advertised, advertised6{net: net, onlink: x.OnLink, deprecated: x.Deprecated, preferred: x.Preferred, until: x.Until})
 }
 
 // Delegates tells whether the NIC has a pool to delegate from.

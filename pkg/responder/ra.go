@@ -34,7 +34,7 @@ const (
 type ending struct {
 	at               int // of the lifetimes in the frame
 	valid, preferred uint32
-	until            int64
+	until, waning    int64 // when they are over, as remaining has it
 }
 
 // compileRA makes the router advertisement of at most limit bytes. Options that do
@@ -42,7 +42,7 @@ type ending struct {
 // base.
 func compileRA(n NIC, p *prefixes6, search []byte, base, limit int) (b []byte, endings []ending) {
 	flags := uint8(wire.RAOther)
-	if len(n.V6.Addrs) > 0 || p != nil && len(p.pools) > 0 || n.Relay != nil && len(n.Relay.Servers6) > 0 {
+	if len(n.V6.Addrs)+len(n.V6.Terms) > 0 || p != nil && len(p.pools) > 0 || n.Relay != nil && len(n.Relay.Servers6) > 0 {
 		flags |= wire.RAManaged
 	}
 	lifetime := max(uint32(n.V6.RouterLifetime), raMinLifetime)
@@ -86,8 +86,10 @@ func (p *prefixes6) appendRA(b []byte, base, limit int) ([]byte, []ending) {
 		case p.delegates():
 			i.Flags |= wire.PrefixPreferPD
 		}
-		if x.until != 0 {
-			endings = append(endings, ending{at: base + len(b) + wire.NDPrefixTimes, valid: i.Valid, preferred: i.Preferred, until: x.until})
+		if x.until != 0 || x.preferred != 0 {
+			endings = append(endings, ending{
+				at: base + len(b) + wire.NDPrefixTimes, valid: i.Valid, preferred: i.Preferred, until: x.until, waning: x.preferred,
+			})
 		}
 		b = wire.AppendNDPrefix(b, i)
 	}
@@ -101,7 +103,7 @@ func (l *Link) advert(out []byte, now time.Time) []byte {
 	for _, e := range l.nd.endings {
 		left := remaining(e.until, now.Unix())
 		binary.BigEndian.PutUint32(out[e.at:], min(e.valid, left))
-		binary.BigEndian.PutUint32(out[e.at+4:], min(e.preferred, left))
+		binary.BigEndian.PutUint32(out[e.at+4:], min(e.preferred, remaining(e.waning, now.Unix()), left))
 	}
 	return out
 }

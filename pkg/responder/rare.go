@@ -36,6 +36,15 @@ func (p Prefixes) MarshalJSON() ([]byte, error) { return json.Marshal([]Prefix(p
 // UnmarshalJSON implements json.Unmarshaler.
 func (p *Prefixes) UnmarshalJSON(text []byte) error { return strict(text, (*[]Prefix)(p)) }
 
+// Terms are when addresses end.
+type Terms []Term
+
+// MarshalJSON implements json.Marshaler.
+func (t Terms) MarshalJSON() ([]byte, error) { return json.Marshal([]Term(t)) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *Terms) UnmarshalJSON(text []byte) error { return strict(text, (*[]Term)(t)) }
+
 type plainRelay Relay
 
 // MarshalJSON implements json.Marshaler.

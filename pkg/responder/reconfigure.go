@@ -103,7 +103,7 @@ func finish6(b []byte) []byte {
 
 // moves tells whether a guest that has leases of old has others now.
 func (l *Link) moves(old *Link) bool {
-	return !slices.Equal(l.dhcp6.addrs, old.dhcp6.addrs) || !slices.EqualFunc(l.prefixes.list(), old.prefixes.list(), func(a, b pool6) bool {
+	return !slices.EqualFunc(l.dhcp6.addrs, old.dhcp6.addrs, func(a, b addr6) bool { return a.addr == b.addr && a.old == b.old }) || !slices.EqualFunc(l.prefixes.list(), old.prefixes.list(), func(a, b pool6) bool {
 		return a.net == b.net && a.exclude == b.exclude && a.deprecated == b.deprecated
 	})
 }

@@ -230,4 +230,23 @@ func TestMoves(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
+
+	address := func(addrs []netip.Addr, terms ...Term) *Link {
+		l, err := Compile(NIC{
+			Bridge: "br0", GuestMAC: testGuest, GatewayMAC: testGateway,
+			V6: V6{Gateway: netip.MustParseAddr("fe80::1"), Preferred: 3600, Valid: 7200, Addrs: addrs, Terms: terms},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	a, b := []netip.Addr{netip.MustParseAddr("2001:db8::1")}, []netip.Addr{netip.MustParseAddr("2001:db8::2")}
+	ends, endsLater := Term{Addr: a[0], Preferred: 1 << 39, Until: 1 << 39}, Term{Addr: a[0], Preferred: 1 << 40, Until: 1 << 40}
+	if address(a, endsLater).moves(address(a, ends)) {
+		t.Error("an address's end moves: told")
+	}
+	if !address(b, ends).moves(address(a, ends)) || !address(nil, ends).moves(address(a, ends)) {
+		t.Error("an address is on its way out: not told")
+	}
 }

@@ -2,8 +2,6 @@ package responder
 
 import (
 	"encoding/binary"
-	"net/netip"
-	"slices"
 
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/wire"
@@ -57,7 +55,7 @@ func (w *wants6) add(data []byte) {
 
 // parse reads the options; ok is false when they or those within an IA are
 // malformed.
-func (r *request6) parse(m *wire.DHCP6, own []netip.Addr) (ok bool) {
+func (r *request6) parse(m *wire.DHCP6, t *dhcp6Templates, now int64) (ok bool) {
 	r.kind = m.Type
 	o := m.Options()
 	for o.Next() {
@@ -94,7 +92,7 @@ func (r *request6) parse(m *wire.DHCP6, own []netip.Addr) (ok bool) {
 			r.ianas = r.ianas || o.Code == wire.Opt6IANA
 			r.iapds = r.iapds || o.Code == wire.Opt6IAPD
 			ia, ok := wire.ParseIA6(o.Code, o.Data)
-			if !ok || !r.parseIA(&ia, own) {
+			if !ok || !r.parseIA(&ia, t, now) {
 				return false
 			}
 		}
@@ -102,7 +100,7 @@ func (r *request6) parse(m *wire.DHCP6, own []netip.Addr) (ok bool) {
 	return !o.Malformed()
 }
 
-func (r *request6) parseIA(ia *wire.IA6, own []netip.Addr) (ok bool) {
+func (r *request6) parseIA(ia *wire.IA6, t *dhcp6Templates, now int64) (ok bool) {
 	o := ia.Options()
 	for o.Next() {
 		switch {
@@ -116,7 +114,7 @@ func (r *request6) parseIA(ia *wire.IA6, own []netip.Addr) (ok bool) {
 				return false
 			}
 			r.listed = true
-			r.foreign = r.foreign || !slices.Contains(own, a.Addr)
+			r.foreign = r.foreign || !t.has(a.Addr, now)
 		}
 	}
 	return !o.Malformed()
@@ -130,7 +128,7 @@ func (r *request6) firmware() firmware {
 func (v Verdict) answers6() bool { return v >= DHCP6Advertise && v <= DHCP6UseMulticast }
 
 // judge6 applies the rules of RFC 8415 §16 on which messages to discard.
-func (l *Link) judge6(r *request6, unicast bool) Verdict {
+func (l *Link) judge6(r *request6, unicast bool, now int64) Verdict {
 	toServer := false // must name a server
 	switch r.kind {
 	case wire.DHCP6Request, wire.DHCP6Renew, wire.DHCP6Release, wire.DHCP6Decline:
@@ -152,7 +150,7 @@ func (l *Link) judge6(r *request6, unicast bool) Verdict {
 	}
 	switch r.kind {
 	case wire.DHCP6Solicit:
-		if r.rapid && (r.ianas && len(l.dhcp6.addrs) > 0 || r.iapds && l.prefixes.delegates()) {
+		if r.rapid && (r.ianas && l.dhcp6.gives(now) || r.iapds && l.prefixes.delegates()) {
 			return DHCP6RapidReply
 		}
 		return DHCP6Advertise
