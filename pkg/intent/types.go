@@ -39,6 +39,7 @@ type NIC struct {
 	// in Addrs6.
 	Auto6     bool
 	Old6      []netip.Addr // of a pool on its way out: still routed and allowed, not given any more
+	Terms     []Term       // of those of Addrs6 and Old6 that end
 	Prefixes  []Prefix
 	Delegated []Delegation // what the guest has been given of them, and what servers gave it that it is relayed to
 	Leased    []netip.Addr // of both families, by servers that it is relayed to: routed and allowed as well
@@ -74,7 +75,16 @@ type Prefix struct {
 	// in seconds, 0: it stays.
 	Deprecated bool
 	Until      int64
-	Line       int
+	// Preferred is the end of its preferred lifetime, as Until; 0: with Until.
+	Preferred int64
+	Line      int
+}
+
+// Term is when an address of a pool ends: its preferred and its valid lifetime, in
+// Unix time, seconds; 0: no end of its own.
+type Term struct {
+	Addr             netip.Addr
+	Preferred, Until int64
 }
 
 // Delegation is a delegated prefix and the guest's link-local address behind

@@ -374,8 +374,8 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 		out.V4.Addr = n.Addrs4[0]
 		out.V4.Extra = slices.Clone(n.Addrs4[1:])
 	}
-	if len(n.Addrs6) > 0 && b.ipv6(mtu) {
-		out.V6.Addrs = slices.Clone(n.Addrs6)
+	if b.ipv6(mtu) {
+		out.V6.Addrs, out.V6.Terms = slices.Clone(n.Addrs6), terms(n)
 	}
 	// Also while nothing has been taken from the pool yet: a guest that has been
 	// given something keeps its default route.

@@ -81,13 +81,17 @@ type input struct {
 				Proto, Family, Addr string
 				Port, Last, To      uint16
 			}
-			Lease    string
-			Leased   []string
+			Lease       string
+			Leased, Old []string
+			Terms       []struct {
+				Addr             string
+				Preferred, Until int64
+			}
 			Prefixes []struct {
 				Net, Mode, Exclude string
 				Length             uint8
 				OnLink, Deprecated bool
-				Until              int64
+				Preferred, Until   int64
 			}
 			Delegated []struct{ Prefix, Via string }
 		}
@@ -205,11 +209,14 @@ func (in input) vms(t *testing.T, c config.Config) []intent.VM {
 					nic.Addrs6 = append(nic.Addrs6, a)
 				}
 			}
-			nic.Leased = addrs(t, n.Leased)
+			nic.Leased, nic.Old6 = addrs(t, n.Leased), addrs(t, n.Old)
+			for _, x := range n.Terms {
+				nic.Terms = append(nic.Terms, intent.Term{Addr: netip.MustParseAddr(x.Addr), Preferred: x.Preferred, Until: x.Until})
+			}
 			for _, p := range n.Prefixes {
 				nic.Prefixes = append(nic.Prefixes, intent.Prefix{
 					Net: prefix(p.Net), Mode: p.Mode, Length: p.Length, Exclude: prefix(p.Exclude), OnLink: p.OnLink,
-					Deprecated: p.Deprecated, Until: p.Until,
+					Deprecated: p.Deprecated, Preferred: p.Preferred, Until: p.Until,
 				})
 			}
 			for _, d := range n.Delegated {

@@ -141,9 +141,18 @@ func advertised(prefixes []intent.Prefix) responder.Prefixes {
 		if p.Net.IsValid() && (p.Mode == responder.ModeSLAAC || p.Mode == responder.ModeDelegate) {
 			out = append(out, responder.Prefix{
 				Net: p.Net, Mode: p.Mode, Length: p.Length, Exclude: p.Exclude, OnLink: p.OnLink,
-				Deprecated: p.Deprecated, Until: p.Until,
+				Deprecated: p.Deprecated, Preferred: p.Preferred, Until: p.Until,
 			})
 		}
+	}
+	return out
+}
+
+// terms are when the NIC's addresses end.
+func terms(n intent.NIC) responder.Terms {
+	var out responder.Terms
+	for _, t := range n.Terms {
+		out = append(out, responder.Term{Addr: t.Addr, Preferred: t.Preferred, Until: t.Until})
 	}
 	return out
 }

@@ -50,22 +50,36 @@ func got(t *testing.T, p *pool.Pool, v *intent.VM, now time.Time) string {
 	}
 	var s []string
 	for _, a := range slices.Concat(v.NICs[0].Addrs6, v.NICs[0].Old6) {
-		s = append(s, a.String())
+		w := a.String()
+		for _, x := range v.NICs[0].Terms {
+			if x.Addr == a {
+				w += ends(x.Preferred, x.Until)
+			}
+		}
+		s = append(s, w)
 	}
 	for _, x := range v.NICs[0].Prefixes {
 		w := x.Net.String()
 		if x.Deprecated {
 			w += " deprecated"
 		}
-		if x.Until != 0 {
-			w += fmt.Sprintf(" +%ds", x.Until-t0.Unix())
-		}
-		s = append(s, w)
+		s = append(s, w+ends(x.Preferred, x.Until))
 	}
 	for _, x := range problems {
 		s = append(s, string(x.Code))
 	}
 	return strings.Join(s, ", ")
+}
+
+// ends is like " +14400s", or " +3600s +14400s" with the end of the preferred
+// lifetime.
+func ends(preferred, until int64) (s string) {
+	for _, at := range []int64{preferred, until} {
+		if at != 0 {
+			s += fmt.Sprintf(" +%ds", at-t0.Unix())
+		}
+	}
+	return s
 }
 
 func want(t *testing.T, what, have, want string) {
@@ -168,26 +182,26 @@ func TestRenumber(t *testing.T) {
 	var p pool.Pool
 	number(t, &p, "2001:db8:1::/56", t0.Add(time.Hour), t0.Add(4*time.Hour), t0)
 	want(t, "at first", got(t, &p, vm(1, 64, 60), t0),
-		"2001:db8:1:0:"+host1+", 2001:db8:1:1::/64 +14400s, 2001:db8:1:10::/60 +14400s")
+		"2001:db8:1:0:"+host1+" +3600s +14400s, 2001:db8:1:1::/64 +3600s +14400s, 2001:db8:1:10::/60 +3600s +14400s")
 	number(t, &p, "2001:db8:1::/56", t0.Add(2*time.Hour), t0.Add(5*time.Hour), t0)
-	want(t, "renewed", got(t, &p, vm(1, 64), t0), "2001:db8:1:0:"+host1+", 2001:db8:1:1::/64 +18000s")
-	want(t, "after its preferred lifetime", got(t, &p, vm(1, 64), t0.Add(2*time.Hour)), "2001:db8:1:0:"+host1+", 2001:db8:1:1::/64 deprecated +18000s")
+	want(t, "renewed", got(t, &p, vm(1, 64), t0), "2001:db8:1:0:"+host1+" +7200s +18000s, 2001:db8:1:1::/64 +7200s +18000s")
+	want(t, "after its preferred lifetime", got(t, &p, vm(1, 64), t0.Add(2*time.Hour)), "2001:db8:1:0:"+host1+" +7200s +18000s, 2001:db8:1:1::/64 deprecated +7200s +18000s")
 
 	number(t, &p, "2001:db8:2::/56", never, never, t0.Add(time.Hour))
 	want(t, "another prefix", got(t, &p, vm(1, 64), t0.Add(time.Hour)),
-		"2001:db8:2:0:"+host1+", 2001:db8:1:0:"+host1+", 2001:db8:2:1::/64, 2001:db8:1:1::/64 deprecated +10800s")
+		"2001:db8:2:0:"+host1+", 2001:db8:1:0:"+host1+" +10800s, 2001:db8:2:1::/64, 2001:db8:1:1::/64 deprecated +10800s")
 	want(t, "who comes later has nothing of what goes", got(t, &p, vm(2, 64), t0.Add(time.Hour)), "2001:db8:2:0:"+host2+", 2001:db8:2:2::/64")
 
 	// A smaller one: what fits stays, the rest moves, and keeps its old place in
 	// what goes.
 	want(t, "another length", got(t, &p, vm(1, 64, 60), t0.Add(time.Hour)),
-		"2001:db8:2:0:"+host1+", 2001:db8:1:0:"+host1+", 2001:db8:2:1::/64, 2001:db8:2:10::/60, 2001:db8:1:1::/64 deprecated +10800s")
+		"2001:db8:2:0:"+host1+", 2001:db8:1:0:"+host1+" +10800s, 2001:db8:2:1::/64, 2001:db8:2:10::/60, 2001:db8:1:1::/64 deprecated +10800s")
 	number(t, &p, "2001:db8:3::/60", never, never, t0.Add(2*time.Hour))
 	want(t, "a smaller base", got(t, &p, vm(1, 64, 60), t0.Add(2*time.Hour)),
-		"2001:db8:3:0:"+host1+", 2001:db8:2:0:"+host1+", 2001:db8:1:0:"+host1+", 2001:db8:3:1::/64, "+
+		"2001:db8:3:0:"+host1+", 2001:db8:2:0:"+host1+" +14400s, 2001:db8:1:0:"+host1+" +10800s, 2001:db8:3:1::/64, "+
 			"2001:db8:2:1::/64 deprecated +14400s, 2001:db8:1:1::/64 deprecated +10800s, 2001:db8:2:10::/60 deprecated +14400s, E113")
 	want(t, "as time goes", got(t, &p, vm(1, 64), t0.Add(3*time.Hour)), "2001:db8:3:0:"+host1+", 2001:db8:2:0:"+host1+
-		", 2001:db8:3:1::/64, 2001:db8:2:1::/64 deprecated +14400s")
+		" +14400s, 2001:db8:3:1::/64, 2001:db8:2:1::/64 deprecated +14400s")
 	want(t, "and it is over", got(t, &p, vm(1, 64), t0.Add(4*time.Hour)), "2001:db8:3:0:"+host1+", 2001:db8:3:1::/64")
 	if !p.Expire(t0.Add(4*time.Hour)) || len(p.Bases) != 1 || p.Expire(t0.Add(4*time.Hour)) {
 		t.Errorf("bases %v", p.Bases)
@@ -197,10 +211,10 @@ func TestRenumber(t *testing.T) {
 	number(t, &p, "2001:db8:2::/56", never, never, t0.Add(5*time.Hour))
 	number(t, &p, "2001:db8:3::/60", never, never, t0.Add(5*time.Hour))
 	want(t, "there and back", got(t, &p, vm(1, 64), t0.Add(5*time.Hour)),
-		"2001:db8:3:0:"+host1+", 2001:db8:2:0:"+host1+", 2001:db8:3:1::/64, 2001:db8:2:1::/64 deprecated +25200s")
+		"2001:db8:3:0:"+host1+", 2001:db8:2:0:"+host1+" +25200s, 2001:db8:3:1::/64, 2001:db8:2:1::/64 deprecated +25200s")
 	number(t, &p, "", never, never, t0.Add(5*time.Hour))
 	want(t, "withdrawn", got(t, &p, vm(1, 64), t0.Add(5*time.Hour)),
-		"2001:db8:3:0:"+host1+", 2001:db8:2:0:"+host1+", 2001:db8:3:1::/64 deprecated +25200s, 2001:db8:2:1::/64 deprecated +25200s, W211")
+		"2001:db8:3:0:"+host1+" +25200s, 2001:db8:2:0:"+host1+" +25200s, 2001:db8:3:1::/64 deprecated +25200s, 2001:db8:2:1::/64 deprecated +25200s, W211")
 	want(t, "and over", got(t, &p, vm(1, 64), t0.Add(7*time.Hour)), "W211")
 	number(t, &p, "2001:db8:4::/56", t0, t0, t0.Add(7*time.Hour))
 	want(t, "one whose time is over", got(t, &p, vm(1, 64), t0.Add(7*time.Hour)), "W211")
@@ -211,7 +225,7 @@ func TestRenumber(t *testing.T) {
 	number(t, &p, "2001:db8:4:10::/60", never, never, t0.Add(8*time.Hour))
 	want(t, "a part of the old one", got(t, &p, vm(1, 64), t0.Add(8*time.Hour)), "2001:db8:4:10:"+host1+", 2001:db8:4:11::/64")
 	number(t, &p, "2001:db8:5::/80", never, never, t0.Add(8*time.Hour))
-	want(t, "one too small for the host part", got(t, &p, vm(1), t0.Add(8*time.Hour)), "2001:db8:5::8066:2054:4624, 2001:db8:4:10:"+host1)
+	want(t, "one too small for the host part", got(t, &p, vm(1), t0.Add(8*time.Hour)), "2001:db8:5::8066:2054:4624, 2001:db8:4:10:"+host1+" +36000s")
 }
 
 func TestRenumberRefuses(t *testing.T) {

@@ -26,7 +26,8 @@ const (
 
 // Resolve gives the NICs of a VM that are of this network what they ask for with
 // auto, and fills it in: the address into Addrs6, the prefix into Prefixes; what
-// they still have of bases on their way out into Old6 and at the end of Prefixes.
+// they still have of bases on their way out into Old6 and at the end of Prefixes; and
+// when an address ends into Terms.
 // The VM is one as intent derives it, also when it asks for nothing (any more):
 // what it had is free. What cannot be given is left out, and said: EPoolFull when
 // there is no room, WNoPool when there is no base (yet). When changed is true the
@@ -108,6 +109,12 @@ func (r *resolver) nic(n *intent.NIC) {
 		now, later := r.have(n, useAddr, 128, n.Line)
 		n.Addrs6 = with(n.Addrs6, now)
 		n.Old6 = with(nil, later)
+		n.Terms = nil
+		for _, h := range slices.Concat(now, later) {
+			if h.preferred != 0 || h.until != 0 {
+				n.Terms = append(n.Terms, intent.Term{Addr: h.at.Addr(), Preferred: h.preferred, Until: h.until})
+			}
+		}
 	}
 	var prefixes, out []intent.Prefix
 	auto := 0
@@ -141,13 +148,13 @@ func with(addrs []netip.Addr, more []held) []netip.Addr {
 
 // held is something that a NIC has of a base.
 type held struct {
-	at         netip.Prefix
-	deprecated bool
-	until      int64
+	at               netip.Prefix
+	deprecated       bool
+	preferred, until int64
 }
 
 func (h held) fill(x intent.Prefix) intent.Prefix {
-	x.Net, x.Deprecated, x.Until = h.at, h.deprecated, h.until
+	x.Net, x.Deprecated, x.Preferred, x.Until = h.at, h.deprecated, h.preferred, h.until
 	return x
 }
 
@@ -176,7 +183,7 @@ func (r *resolver) have(n *intent.NIC, use string, bits, line int) (current, out
 			if !has(b) || !base.has(b) {
 				continue
 			}
-			h := held{join(base.Prefix, b.At), base.deprecated(r.now), base.Until}
+			h := held{join(base.Prefix, b.At), base.deprecated(r.now), base.Preferred, base.Until}
 			if r.usable && base.Number == r.base.Number {
 				current = append(current, h)
 			} else {

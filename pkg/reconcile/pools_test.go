@@ -31,7 +31,7 @@ func (b *bed) gives(prefix string, valid time.Duration) {
 	b.upstream, b.settled = spool.Given{}, true
 	if prefix != "" {
 		t := time.Now().Add(b.now + valid)
-		b.upstream = spool.Given{Prefix: netip.MustParsePrefix(prefix), Preferred: t, Valid: t}
+		b.upstream = spool.Given{Prefix: netip.MustParsePrefix(prefix), Preferred: t.Add(-valid / 2), Valid: t}
 	}
 }
 
@@ -84,9 +84,22 @@ func TestPool(t *testing.T) {
 	if len(ps) != 4 || ps[0].Deprecated || !ps[2].Deprecated || ps[2].Until == 0 || len(binding.NICs[0].V6.Addrs) != 1 {
 		t.Errorf("binding %+v", binding.NICs[0].V6)
 	}
+	// The old address is on its way out as the prefixes are: the guest learns when it
+	// ends, and it works until then.
+	terms := binding.NICs[0].V6.Terms
+	if len(terms) != 1 || !netip.MustParsePrefix("2001:db8:1:f00::/64").Contains(terms[0].Addr) || terms[0].Until != ps[2].Until {
+		t.Fatalf("addresses %v end %+v", binding.NICs[0].V6.Addrs, terms)
+	}
+	old := regexp.QuoteMeta(terms[0].Addr.String())
+	b.want(b.routes6(), `(?m)^`+old+` dev s32-vm1 metric 1024`)
+	b.want(b.ours(), `guard6 { "s32-vm1" \. `+old+` }`, `neighbour `+old+` dev s32-vm1 lladdr 52:54:00:00:00:01`)
 	b.later(3 * time.Hour)
 	b.pass()
 	b.want(b.routes6(), `(?m)^2001:db8:2:1::/64 dev s32-vm1`, `!2001:db8:1:`)
+	b.want(b.ours(), `!`+old)
+	if binding, _ = b.spool.Binding(id(1)); len(binding.NICs[0].V6.Terms) != 0 {
+		t.Errorf("after three hours: %+v", binding.NICs[0].V6)
+	}
 
 	b.end(1)
 	b.pass()
@@ -116,6 +129,17 @@ func TestUpstream(t *testing.T) {
 	b.gives("2001:db8:1:f00::/56", time.Hour)
 	b.pass()
 	b.want(b.routes6(), `(?m)^2001:db8:1:f01::/64 dev s32-vm1`, `(?m)^`+local)
+	// What the router gives is for as long as it says, addresses and prefixes.
+	binding, err := b.spool.Binding(id(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := binding.NICs[0].V6
+	preferred, until := b.upstream.Preferred.Unix(), b.upstream.Valid.Unix()
+	if len(v.Addrs) != 1 || len(v.Terms) != 2 || v.Terms[0] != (responder.Term{Addr: v.Addrs[0], Preferred: preferred, Until: until}) ||
+		v.Prefixes[0].Preferred != preferred || v.Prefixes[1].Preferred != preferred || v.Prefixes[1].Until != until {
+		t.Errorf("binding %+v, given %+v", v, b.upstream)
+	}
 	b.later(50 * time.Minute)
 	b.gives("2001:db8:1:f00::/56", time.Hour) // renewed
 	b.pass()
