@@ -194,7 +194,7 @@ func TestLife(t *testing.T) {
 			b.agent = agent
 			b.must("prepare", web)
 			out := b.sh("ip -d link show s32-vm1")
-			for _, want := range []string{"02:73:6c:33:32:01", "group 32", "alias slash32:" + id(1).String() + ":52:54:00:00:00:01", "state", "mcast_snooping 0"} {
+			for _, want := range []string{"02:73:6c:33:32:01", "group 32", "alias slash32:" + id(1).String() + ":52:54:00:00:00:01", "state", "mcast_router 2", "mcast_snooping 0"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("the bridge lacks %q:\n%s", want, out)
 				}

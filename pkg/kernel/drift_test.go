@@ -39,6 +39,7 @@ func TestDrift(t *testing.T) {
 		{"alias", []string{"ip link set s32-vm0 alias mine"}, "replace link s32-vm0"},
 		{"group", []string{"ip link set s32-vm0 group 0"}, "group"},
 		{"snooping", []string{"ip link set s32-vm0 type bridge mcast_snooping 1 stp_state 1"}, "mcast_snooping,stp"},
+		{"multicast router", []string{"ip link set s32-vm0 type bridge mcast_router 1"}, "mcast_router"},
 		{"sysctl", []string{"sysctl -qw net.ipv4.conf.s32-vm0.arp_ignore=0 net.ipv6.conf.s32-vm0.accept_ra=1"}, "arp_ignore = 8 (was: 0)"},
 		{"IPv6 off", []string{"sysctl -qw net.ipv6.conf.s32-vm0.disable_ipv6=1"}, "disable_ipv6 = 0"},
 		{"forwarding", []string{"sysctl -qw net.ipv4.ip_forward=0"}, "ip_forward = 1"},

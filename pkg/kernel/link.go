@@ -20,7 +20,9 @@ import (
 const (
 	brAgeingTime       = 4  // IFLA_BR_AGEING_TIME
 	brSTPState         = 5  // IFLA_BR_STP_STATE
+	brMcastRouter      = 22 // IFLA_BR_MCAST_ROUTER
 	brMcastSnooping    = 23 // IFLA_BR_MCAST_SNOOPING
+	mcastRouterAlways  = 2  // MDB_RTR_TYPE_PERM
 	filterSkipStats    = 8  // RTEXT_FILTER_SKIP_STATS
 	inetConf           = 1  // IFLA_INET_CONF
 	inet6Conf          = 2  // IFLA_INET6_CONF
@@ -55,6 +57,7 @@ type link struct {
 	stp      bool
 	learning bool
 	snooping bool
+	members  bool   // multicasts come to the bridge itself only where it is a member
 	conf4    []byte // u32 each
 	conf6    []byte
 	genMode  int // addr_gen_mode; -1: not listed
@@ -77,6 +80,9 @@ func (l link) state(ports []string) state.Link {
 	}
 	if l.group != marks.LinkGroup {
 		bad = append(bad, "group")
+	}
+	if l.members {
+		bad = append(bad, "mcast_router")
 	}
 	if l.snooping {
 		bad = append(bad, "mcast_snooping")
@@ -162,6 +168,8 @@ func (l *link) parseInfo(b []byte) {
 					l.learning = hostU32(d) != 0
 				case brSTPState:
 					l.stp = hostU32(d) != 0
+				case brMcastRouter:
+					l.members = len(d) > 0 && d[0] != mcastRouterAlways
 				case brMcastSnooping:
 					l.snooping = len(d) > 0 && d[0] != 0
 				}
@@ -310,13 +318,16 @@ func createLink(l state.Link) []message {
 	return []message{create, change}
 }
 
-// bridgeOptions turn off what a link with one guest has no use for. With an
-// ageing time of 0 the bridge learns no MAC address: else a guest that sends from
-// a million of them fills the host's memory.
+// bridgeOptions are what a bridge of ours always has: nothing that a link with one
+// guest has no use for. With an ageing time of 0 the bridge learns no MAC address:
+// else a guest that sends from a million of them fills the host's memory. It does
+// not snoop; where somebody makes it, with a querier on it, a multicast still comes
+// to the bridge itself, where the responder listens without being a member of any
+// group: to a router, that is.
 func bridgeOptions(m message) message {
 	return m.attr(unix.IFLA_INFO_KIND, []byte(kindBridge)).
 		nest(unix.IFLA_INFO_DATA, func(m message) message {
-			return m.u32(brAgeingTime, 0).u32(brSTPState, 0).u8(brMcastSnooping, 0)
+			return m.u32(brAgeingTime, 0).u32(brSTPState, 0).u8(brMcastRouter, mcastRouterAlways).u8(brMcastSnooping, 0)
 		})
 }
 
@@ -344,7 +355,7 @@ func changeLink(have link, want state.Link) message {
 	if have.group != marks.LinkGroup {
 		m = m.u32(unix.IFLA_GROUP, marks.LinkGroup)
 	}
-	if have.stp || have.snooping || have.learning {
+	if have.stp || have.snooping || have.learning || have.members {
 		m = m.nest(unix.IFLA_LINKINFO, bridgeOptions)
 	}
 	if len(m) == empty && change == 0 {

@@ -35,8 +35,8 @@ type Link struct {
 	MTU   uint16
 	Up    bool
 	// Deviates names the bridge options that are not as ours always are
-	// ("ageing_time", "group", "mcast_snooping", "stp"), sorted, joined by ",": "" when all are. It is
-	// never planned.
+	// ("ageing_time", "group", "mcast_router", "mcast_snooping", "stp"), sorted, joined by
+	// ",": "" when all are. It is never planned.
 	Deviates string
 	// Ports are the names of the interfaces in the bridge, sorted, joined by
 	// ",": read only, never planned and not part of Diff.
