@@ -90,7 +90,7 @@ type running struct {
 
 // run keeps the clients going until ctx ends.
 func (u *upstreams) run(ctx context.Context) error {
-	clients := map[string]running{}
+	clients, looked := map[string]running{}, false
 	defer func() {
 		for _, r := range clients {
 			r.stop()
@@ -116,18 +116,44 @@ func (u *upstreams) run(ctx context.Context) error {
 				continue // it starts again, with what it had
 			}
 			u.forget(link)
-			bye, cancel := context.WithTimeout(ctx, goodbye)
-			if err := r.client.Release(bye); err != nil {
-				u.log.Warnf("give back the IPv6 prefix of %s: %v", link, err)
-			}
-			cancel()
+			u.release(ctx, link, r.client)
 		}
 		for link, hint := range hints {
 			if _, ok := clients[link]; !ok {
 				clients[link] = u.start(ctx, link, hint)
 			}
 		}
+		if !looked {
+			looked = true
+			u.releaseUnasked(ctx, hints)
+		}
 	}
+}
+
+// releaseUnasked gives back what an agent before this one was given on interfaces
+// that are asked no more: the configuration has changed while none ran.
+func (u *upstreams) releaseUnasked(ctx context.Context, asked map[string]uint8) {
+	links, err := u.dirs.Upstreams()
+	if err != nil {
+		u.log.Warn(err)
+	}
+	for _, link := range links {
+		if _, ok := asked[link]; !ok {
+			u.release(ctx, link, u.client(link, 0))
+		}
+	}
+}
+
+func (u *upstreams) release(ctx context.Context, link string, c *upstream.Client) {
+	bye, cancel := context.WithTimeout(ctx, goodbye)
+	defer cancel()
+	if err := c.Release(bye); err != nil {
+		u.log.Warnf("give back the IPv6 prefix of %s: %v", link, err)
+	}
+}
+
+func (u *upstreams) client(link string, hint uint8) *upstream.Client {
+	return &upstream.Client{Interface: link, Hint: hint, State: u.dirs.UpstreamFile(link), Log: u.log.WithField("upstream", link)}
 }
 
 func (u *upstreams) forget(link string) {
@@ -142,14 +168,12 @@ func (u *upstreams) start(ctx context.Context, link string, hint uint8) running 
 	u.mu.Lock()
 	u.since[link] = time.Now()
 	u.mu.Unlock()
-	c := &upstream.Client{
-		Interface: link, Hint: hint, State: u.dirs.UpstreamFile(link), Log: u.log.WithField("upstream", link),
-		Changed: func(ls []upstream.Lease) {
-			u.mu.Lock()
-			u.leases[link] = slices.Clone(ls)
-			u.mu.Unlock()
-			u.poke("upstream of " + link)
-		},
+	c := u.client(link, hint)
+	c.Changed = func(ls []upstream.Lease) {
+		u.mu.Lock()
+		u.leases[link] = slices.Clone(ls)
+		u.mu.Unlock()
+		u.poke("upstream of " + link)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup

@@ -30,6 +30,31 @@ func (d Dirs) UpstreamFile(link string) string {
 	return filepath.Join(d.State, "upstream", url.PathEscape(link)+".json")
 }
 
+// Upstreams lists the interfaces whose DHCPv6 client has kept anything, in order.
+func (d Dirs) Upstreams() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Dir(d.UpstreamFile("")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list what routers have given: %w", err)
+	}
+	return unescaped(entries, d.UpstreamFile), nil
+}
+
+// unescaped are the names, in order, whose files are among the entries.
+func unescaped(entries []fs.DirEntry, file func(name string) string) []string {
+	var names []string
+	for _, e := range entries {
+		escaped, ok := strings.CutSuffix(e.Name(), ".json")
+		if name, err := url.PathUnescape(escaped); ok && err == nil && filepath.Base(file(name)) == e.Name() {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // Pool reads the pool of a network. Without a file it is empty. A file that is
 // broken is set aside and is an error; the pool is empty then, too.
 func (s *Spool) Pool(network string) (pool.Pool, error) {
@@ -106,15 +131,7 @@ func (s *Spool) Pools() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the pools: %w", err)
 	}
-	var networks []string
-	for _, e := range entries {
-		escaped, ok := strings.CutSuffix(e.Name(), ".json")
-		if network, err := url.PathUnescape(escaped); ok && err == nil && filepath.Base(s.PoolFile(network)) == e.Name() {
-			networks = append(networks, network)
-		}
-	}
-	slices.Sort(networks)
-	return networks, nil
+	return unescaped(entries, s.PoolFile), nil
 }
 
 // RemovePool takes away the pool of a network, also a broken one.

@@ -1,9 +1,11 @@
 package spool_test
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,5 +79,16 @@ func TestPool(t *testing.T) {
 	}
 	if got := s.UpstreamFile("../eth0"); got != filepath.Join(s.State, "upstream", "..%2Feth0.json") {
 		t.Error(got)
+	}
+	if got, err := s.Upstreams(); err != nil || len(got) != 0 {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, path := range []string{s.UpstreamFile("wan0"), s.UpstreamFile("../eth0"), s.UpstreamFile("wan0") + ".bad"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := s.Upstreams(); err != nil || !slices.Equal(got, []string{"../eth0", "wan0"}) {
+		t.Errorf("%q, %v", got, err)
 	}
 }

@@ -110,10 +110,13 @@ func (c *Client) Release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.quiet = true
+	r.machine.expire(r.now())
+	r.publish()
 	if len(r.machine.leases) == 0 {
 		return nil
 	}
-	r.start, r.quiet = r.machine.release, true
+	r.start = r.machine.release
 	r.run(ctx)
 	if r.machine.phase != released {
 		return fmt.Errorf("release the prefixes of %s: %w: %s", c.Interface, ctx.Err(), c.Status().Fault)
