@@ -117,8 +117,8 @@ func (p Pool) valid() error {
 			return fmt.Errorf("base %s is not the first and not on its way out", b.Prefix)
 		}
 		for _, o := range p.Bases[:i] {
-			if o.Number == b.Number || o.Prefix.Overlaps(b.Prefix) {
-				return fmt.Errorf("bases %s and %s are not apart", o.Prefix, b.Prefix)
+			if o.Number == b.Number || o.Prefix == b.Prefix {
+				return fmt.Errorf("bases %s and %s are not two", o.Prefix, b.Prefix)
 			}
 		}
 	}

@@ -221,11 +221,44 @@ func TestRenumber(t *testing.T) {
 	number(t, &p, "2001:db8:4::/56", never, never, t0.Add(7*time.Hour))
 	want(t, "the same place again", got(t, &p, vm(1, 64), t0.Add(7*time.Hour)), "2001:db8:4:0:"+host1+", 2001:db8:4:1::/64")
 
-	// An overlapping one: the old one cannot be kept beside it.
+	// An overlapping one.
 	number(t, &p, "2001:db8:4:10::/60", never, never, t0.Add(8*time.Hour))
-	want(t, "a part of the old one", got(t, &p, vm(1, 64), t0.Add(8*time.Hour)), "2001:db8:4:10:"+host1+", 2001:db8:4:11::/64")
+	want(t, "a part of the old one", got(t, &p, vm(1, 64), t0.Add(8*time.Hour)), "2001:db8:4:10:"+host1+", 2001:db8:4:0:"+host1+
+		" +36000s, 2001:db8:4:11::/64, 2001:db8:4:1::/64 deprecated +36000s")
 	number(t, &p, "2001:db8:5::/80", never, never, t0.Add(8*time.Hour))
-	want(t, "one too small for the host part", got(t, &p, vm(1), t0.Add(8*time.Hour)), "2001:db8:5::8066:2054:4624, 2001:db8:4:10:"+host1+" +36000s")
+	want(t, "one too small for the host part", got(t, &p, vm(1), t0.Add(8*time.Hour)), "2001:db8:5::8066:2054:4624, 2001:db8:4:10:"+host1+" +36000s, 2001:db8:4:0:"+host1+" +36000s")
+}
+
+// TestRenumberOverlapping: nobody has what is somebody's of a newer base, and who
+// comes is given what nobody has, as long as there is any.
+func TestRenumberOverlapping(t *testing.T) {
+	var p pool.Pool
+	number(t, &p, "2001:db8:1::/56", never, never, t0)
+	two := func(n byte) *intent.VM { return vm(n, 64, 63) }
+	want(t, "the first VM", got(t, &p, two(1), t0), "2001:db8:1:0:"+host1+", 2001:db8:1:1::/64, 2001:db8:1:2::/63")
+	want(t, "the second VM", got(t, &p, two(2), t0), "2001:db8:1:0:"+host2+", 2001:db8:1:4::/64, 2001:db8:1:6::/63")
+
+	number(t, &p, "2001:db8:1:4::/62", never, never, t0)
+	const old = " +7200s"
+	want(t, "what the first has of the old one is nobody's in the new one", got(t, &p, two(1), t0), "2001:db8:1:4:"+host1+", 2001:db8:1:0:"+host1+old+
+		", 2001:db8:1:5::/64, 2001:db8:1:6::/63, 2001:db8:1:1::/64 deprecated"+old+", 2001:db8:1:2::/63 deprecated"+old)
+	want(t, "the second's is the first's now, and there is no room", got(t, &p, two(2), t0), "2001:db8:1:4:"+host2+", 2001:db8:1:0:"+host2+old+", E113, E113")
+
+	p = pool.Pool{}
+	number(t, &p, "2001:db8:1:4::/62", never, never, t0)
+	want(t, "in a small one", got(t, &p, vm(1, 64), t0), "2001:db8:1:4:"+host1+", 2001:db8:1:5::/64")
+	number(t, &p, "2001:db8:1::/60", never, never, t0)
+	want(t, "in a wider one", got(t, &p, vm(1, 64), t0), "2001:db8:1:0:"+host1+", 2001:db8:1:4:"+host1+old+
+		", 2001:db8:1:1::/64, 2001:db8:1:5::/64 deprecated"+old)
+	want(t, "who comes is not given what another had", got(t, &p, vm(2, 62, 62), t0), "2001:db8:1:0:"+host2+", 2001:db8:1:8::/62, 2001:db8:1:c::/62")
+	want(t, "unless there is nothing else", got(t, &p, vm(3, 62), t0), "2001:db8:1:0:"+host3+", 2001:db8:1:4::/62")
+	want(t, "then he loses it", got(t, &p, vm(1, 64), t0), "2001:db8:1:0:"+host1+", 2001:db8:1:1::/64")
+
+	p = pool.Pool{}
+	number(t, &p, "2001:db8:1::/60", never, never, t0)
+	want(t, "in the first part", got(t, &p, vm(1, 64), t0), "2001:db8:1:0:"+host1+", 2001:db8:1:1::/64")
+	number(t, &p, "2001:db8:1::/56", never, never, t0)
+	want(t, "the same place of the whole is the same", got(t, &p, vm(1, 64), t0), "2001:db8:1:0:"+host1+", 2001:db8:1:1::/64")
 }
 
 func TestRenumberRefuses(t *testing.T) {
@@ -319,7 +352,7 @@ func TestDecodeRefuses(t *testing.T) {
 		`{"version":1,"bases":[{"number":1,"prefix":"fe80::/56"}]}`,
 		`{"version":1,"bases":[{"number":1,"prefix":"2001:db8::/56","until":-1}]}`,
 		`{"version":1,"bases":[{"number":2,"prefix":"2001:db8::/56"},{"number":1,"prefix":"2001:db8:1::/56"}]}`,
-		`{"version":1,"bases":[{"number":2,"prefix":"2001:db8::/56"},{"number":1,"prefix":"2001:db8::/60","deprecated":true}]}`,
+		`{"version":1,"bases":[{"number":2,"prefix":"2001:db8::/56"},{"number":1,"prefix":"2001:db8::/56","deprecated":true}]}`,
 		with("000000000001", "000000000000"), with("52:54:00:00:00:01", ""), with("prefix:0", "prefix:00"), with("prefix:0", "prefix:-1"),
 		with("prefix:0", "addr"), with("prefix:0", "x"), with("0:0:0:1::/64", "::/64"), with("0:0:0:1::/64", "::/60"), with("0:0:0:1::/64", "0:0:0:1::/80"),
 		with("0:0:0:1::/64", "2001::/64"), with("0:0:0:1::/64", "0:0:0:1::1/64"), with("0:0:0:1::/64", "10.0.0.0/24"), with("0:0:0:1::/64", ""),
@@ -345,7 +378,7 @@ func TestWalk(t *testing.T) {
 		now = now.Add(time.Duration(r.IntN(300)) * time.Minute)
 		switch n := byte(1 + r.IntN(20)); r.IntN(12) {
 		case 0:
-			prefix := netip.MustParsePrefix(fmt.Sprintf("2001:db8:%x::/%d", r.IntN(6), []int{48, 56, 60, 64, 80}[r.IntN(5)]))
+			prefix := netip.MustParsePrefix(fmt.Sprintf("2001:db8:%x:%x::/%d", r.IntN(6), r.IntN(3)<<r.IntN(9), []int{48, 56, 60, 64, 80}[r.IntN(5)])).Masked()
 			number(t, &p, prefix.String(), never, now.Add(time.Duration(r.IntN(600))*time.Minute), now)
 		case 1:
 			p.Free(id(n))
@@ -357,6 +390,9 @@ func TestWalk(t *testing.T) {
 			for range r.IntN(3) {
 				asks[n] = append(asks[n], lengths[r.IntN(len(lengths))])
 			}
+		}
+		for n, auto := range asks { // who is given something may take it from another
+			p.Resolve(vm(n, auto...), "lan", now)
 		}
 		owner := map[netip.Prefix]string{}
 		for n, auto := range asks {

@@ -174,13 +174,16 @@ func (r *resolver) have(n *intent.NIC, use string, bits, line int) (current, out
 	} else {
 		r.none(line)
 	}
-	for _, base := range p.Bases {
+	for n, base := range p.Bases {
 		if base.over(r.now) {
 			continue
 		}
 		for _, i := range r.mine {
 			b := p.Blocks[i]
 			if !has(b) || !base.has(b) {
+				continue
+			}
+			if _, gone := p.inUse(p.Bases[:n], join(base.Prefix, b.At), r.now); gone {
 				continue
 			}
 			h := held{join(base.Prefix, b.At), base.deprecated(r.now), base.Preferred, base.Until}
@@ -196,14 +199,8 @@ func (r *resolver) have(n *intent.NIC, use string, bits, line int) (current, out
 
 // give takes a block that the NIC does not have yet.
 func (r *resolver) give(n *intent.NIC, use string, bits, line int) {
-	p, length := r.pool, r.base.Prefix.Bits()
-	var at netip.Prefix
-	ok := len(p.Blocks) < MaxBlocks
-	if ok && use == useAddr {
-		at, ok = p.freeAddr(length, r.vm.UUID, n.MAC)
-	} else if ok {
-		at, ok = p.freePrefix(length, bits)
-	}
+	p := r.pool
+	at, ok := r.place(n, use, bits)
 	if !ok {
 		r.full(use, bits, line)
 		return
@@ -212,6 +209,28 @@ func (r *resolver) give(n *intent.NIC, use string, bits, line int) {
 	p.sort()
 	r.changed = true
 	r.index()
+}
+
+// place finds one for a block, if possible one that nobody has in an older base:
+// otherwise he loses that.
+func (r *resolver) place(n *intent.NIC, use string, bits int) (at netip.Prefix, ok bool) {
+	p, base := r.pool, r.base.Prefix
+	if len(p.Blocks) >= MaxBlocks {
+		return at, false
+	}
+	older := p.Bases[1:] // the current one is the first
+	for _, bases := range [][]Base{older, nil} {
+		avoid := func(x netip.Prefix) (netip.Prefix, bool) { return p.inUse(bases, x, r.now) }
+		if use == useAddr {
+			at, ok = p.freeAddr(base, r.vm.UUID, n.MAC, avoid)
+		} else {
+			at, ok = p.freePrefix(base, bits, avoid)
+		}
+		if ok {
+			break
+		}
+	}
+	return at, ok
 }
 
 func (r *resolver) full(use string, bits, line int) {
@@ -296,8 +315,8 @@ func (p *Pool) Expire(now time.Time) (changed bool) {
 // gets another at the next Resolve. A prefix that is not valid, or whose time is
 // over, leaves the pool without a current base.
 //
-// A base on its way out that overlaps the new one goes at once: it could give one
-// address to two VMs.
+// A base on its way out may overlap the new one. Then what a VM has of the older one
+// and any VM has of the newer one is of the newer one alone.
 func (p *Pool) Renumber(prefix netip.Prefix, preferred, valid, now time.Time) (changed bool, err error) {
 	if prefix.IsValid() {
 		if err := Usable(prefix); err != nil {
@@ -322,7 +341,7 @@ func (p *Pool) Renumber(prefix netip.Prefix, preferred, valid, now time.Time) (c
 		return changed, nil
 	}
 	next.Number = p.nextNumber()
-	p.Bases = slices.DeleteFunc(p.Bases, func(b Base) bool { return b.Prefix.Overlaps(prefix) })
+	p.Bases = slices.DeleteFunc(p.Bases, func(b Base) bool { return b.Prefix == prefix })
 	p.Bases = slices.Insert(p.Bases, 0, next)
 	p.Bases = p.Bases[:min(len(p.Bases), MaxBases)]
 	for i, b := range p.Blocks {
