@@ -1,7 +1,10 @@
 package clients
 
 import (
+	"fmt"
+	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/responder"
@@ -121,5 +124,22 @@ func (c client6) keep(t *testing.T) {
 		l.sees("dhcp6_renew", l.count("dhcp6_renew"))
 		l.has(show6, "inet6 "+first6+"/128...")
 		l.has(route6, default6)
+	})
+
+	// The pool upstream changes: the new address is there with the next renewal, and
+	// the old one is deprecated and works until it ends.
+	l.change(func(n *responder.NIC) {
+		n.V6.Addrs = []netip.Addr{netip.MustParseAddr(second6)}
+		n.V6.Terms = responder.Terms{{Addr: netip.MustParseAddr(first6), Until: time.Now().Add(10 * time.Minute).Unix()}}
+	})
+	l.has(show6, "inet6 "+second6+"/128...")
+	l.ages("eth0", netip.PrefixFrom(netip.MustParseAddr(first6), 128))
+	l.guest.must("busybox ping -6 -c 1 -W 5 " + outside6)
+	until(t, func() error { // NetworkManager's was not usable at the first try
+		out, err := l.guest.sh("busybox ping -6 -c 1 -W 1 -I " + first6 + " " + outside6)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
 	})
 }
