@@ -352,6 +352,9 @@ func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC 
 			Valid:     lease,
 		},
 	}
+	if standsIn(n) {
+		out.V6.Preferred, out.V6.Valid = min(lease, stopgapLease), min(lease, stopgapLease)
+	}
 	for _, b := range n.Boots {
 		out.V4.Boots = append(out.V4.Boots, responder.Boot{For: b.For, File: b.File, Server: b.Server, Once: b.Once, Params: b.Params})
 	}

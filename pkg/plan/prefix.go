@@ -2,6 +2,7 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/intent"
@@ -132,6 +133,21 @@ func (b *builder) proxy(n intent.NIC, a netip.Addr) {
 		b.state.Sysctls["net/ipv6/conf/"+lan6+"/proxy_ndp"] = "1"
 		b.state.Sysctls["net/ipv6/neigh/"+lan6+"/proxy_delay"] = "0"
 	}
+}
+
+// stopgapLease is the longest lease, in seconds, of what stands in for a prefix that
+// nobody upstream gives at the moment: most clients take no RECONFIGURE and ask again
+// only when half of it is over.
+const stopgapLease = 600
+
+// standsIn tells whether the guest has something unique local of a pool whose prefix is
+// to come from upstream.
+func standsIn(n intent.NIC) bool {
+	if n.Network.Pool6.Upstream == "" {
+		return false
+	}
+	return n.Auto6 && slices.ContainsFunc(n.Addrs6, netip.Addr.IsPrivate) ||
+		slices.ContainsFunc(n.Prefixes, func(p intent.Prefix) bool { return p.Auto != 0 && !p.Deprecated && p.Net.Addr().IsPrivate() })
 }
 
 // advertised are the prefixes that the responder speaks of.

@@ -249,15 +249,17 @@ func makeWorld(ctx context.Context, t *testing.T) *world {
 	}
 	l, err := lab.Up(ctx, lab.Options{BinDir: bin, Config: config})
 	must(t, err)
+	border := &border{lab: l}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(l.Tails(40))
+			t.Logf("== kea\n%s", border.log())
 		}
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	w := &world{Lab: l, t: t, ctx: ctx, border: &border{lab: l}}
+	w := &world{Lab: l, t: t, ctx: ctx, border: border}
 	must(t, l.HV.WriteFile("/etc/slash32/prefix", prefixHook, 0o755))
 	for _, pool := range []netip.Prefix{firstPool, secondPool} {
 		_, err := l.Inet.Exec(ctx, "ip", "-6", "route", "add", pool.String(), "via", "2001:db8:9::1")
