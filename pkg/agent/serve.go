@@ -80,7 +80,7 @@ func (a *agent) one(ctx context.Context, r control.Request) control.Reply {
 		return control.Reply{XML: xml}
 	}
 	a.fill(ctx, v)
-	have, err := a.kernel.Read(ctx, state.Scope{Links: bridges(v[0])})
+	have, err := a.kernel.Read(ctx, state.Scope{Links: bridges(v[0]), Taps: taps(v[0])})
 	if err != nil {
 		return control.Reply{Error: "read the kernel's state: " + err.Error(), Code: 1}
 	}
@@ -92,6 +92,16 @@ func bridges(v control.VM) []string {
 	var names []string
 	for _, n := range v.NICs {
 		names = append(names, n.Bridge)
+	}
+	return names
+}
+
+func taps(v control.VM) []string {
+	var names []string
+	for _, n := range v.NICs {
+		if n.Tap != "" {
+			names = append(names, n.Tap)
+		}
 	}
 	return names
 }

@@ -31,6 +31,7 @@ type VM struct {
 type NIC struct {
 	MAC     mac.Addr
 	Bridge  string
+	Tap     string         // libvirt's interface, while the domain runs; not of the annotation
 	Network config.Network // the profile, with its defaults
 	MTU     uint16         // 0: the uplink's, resolved by plan
 	Addrs4  []netip.Addr   // the first is offered by DHCP; the others are routed and allowed

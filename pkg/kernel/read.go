@@ -52,6 +52,9 @@ func (k *Kernel) Read(ctx context.Context, scope state.Scope) (state.State, erro
 	if err := r.sysctls(scope.Sysctls); err != nil {
 		return state.State{}, err
 	}
+	if err := r.taps(scope.Taps); err != nil {
+		return state.State{}, err
+	}
 	return r.state, nil
 }
 
@@ -59,6 +62,7 @@ type reader struct {
 	k     *Kernel
 	links map[int]link // ours, by index
 	only  map[string]bool
+	in    map[string]int // bridges' indexes, by the names of their ports
 	state state.State
 }
 
@@ -87,6 +91,12 @@ func (r *reader) ports(ctx context.Context) error {
 		}
 		return err
 	})
+	r.in = map[string]int{}
+	for i, names := range ports {
+		for _, n := range names {
+			r.in[n] = i
+		}
+	}
 	for i, l := range r.links {
 		r.state.Links[l.name] = l.state(ports[i])
 		l.settings(func(path, value string) { r.state.Sysctls[path] = value })

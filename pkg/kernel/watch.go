@@ -192,7 +192,11 @@ func (w *watcher) routeReason(typ uint16, b []byte) string {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l := parseLink(b)
 		switch {
-		case len(b) < nativeIfinfoLength || b[0] == unix.AF_BRIDGE:
+		case len(b) < nativeIfinfoLength:
+			return ""
+		case b[0] == unix.AF_BRIDGE && typ == unix.RTM_DELLINK:
+			return "port" // has left its bridge
+		case b[0] == unix.AF_BRIDGE:
 			return "" // a port's state
 		case l.ours() || l.group == marks.LinkGroup:
 			return "link"

@@ -181,6 +181,9 @@ func (b *builder) link(vm intent.VM, n intent.NIC, mtu uint16) {
 		MTU:   mtu,
 		Up:    true,
 	}
+	if n.Tap != "" {
+		b.state.Taps[n.Tap] = n.Bridge
+	}
 	set := func(path, value string) { b.state.Sysctls[path] = value }
 	v4 := "net/ipv4/conf/" + n.Bridge + "/"
 	set(v4+"arp_ignore", "8")

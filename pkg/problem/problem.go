@@ -124,6 +124,7 @@ const (
 	WLease        Code = "W209" // a lease of another server's cannot be used
 	WBootLoop     Code = "W210" // iPXE is booted, and nothing says what iPXE boots
 	WLink         Code = "W220" // an interface that a network names does not do what is wanted of it
+	WTap          Code = "W221" // a guest's interface is in another bridge than its own
 	WNoPool       Code = "W211" // the network's IPv6 pool has no prefix yet
 
 	// What package doctor finds of the host's other programs and settings.

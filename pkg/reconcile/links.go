@@ -7,9 +7,38 @@ import (
 	"slices"
 
 	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/problem"
+	"github.com/slash32/slash32/pkg/spool"
+	"github.com/slash32/slash32/pkg/state"
 )
+
+// tap is the interface that libvirt has made for a NIC, "" when that is not known.
+// While a VM starts it is libvirt's to put into the bridge.
+func (v *vm) tap(m mac.Addr) string {
+	if v.declared && v.decl.Phase == spool.Preparing {
+		return ""
+	}
+	return v.taps[m]
+}
+
+// warnTaps finds taps that somebody has put elsewhere: they stay there.
+func (p *pass) warnTaps(have state.State) {
+	for _, v := range p.vms {
+		if !v.planned {
+			continue
+		}
+		for _, n := range v.intent.NICs {
+			if at := have.Taps[n.Tap]; at != "" && at != n.Bridge {
+				v.problems = append(v.problems, problem.Problem{
+					Code: problem.WTap, VM: v.intent.Name, What: fmt.Sprintf("its tap %s is in %s and not in its bridge %s, so it is offline", n.Tap, at, n.Bridge),
+					Fix: fmt.Sprintf("ip link set %s master %s", n.Tap, n.Bridge),
+				})
+			}
+		}
+	}
+}
 
 // warnLinks finds networks, of those that VMs are in or that have subnets, whose
 // interfaces do not do what the configuration wants of them.

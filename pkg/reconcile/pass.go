@@ -132,6 +132,7 @@ func (p *pass) locked(ctx context.Context) error {
 	}
 	p.warn(have)
 	p.warnLinks()
+	p.warnTaps(have)
 	want := p.keep(have)
 	p.changes = state.Diff(have, want)
 	p.repair = len(p.changes) > 0 && len(state.Diff(p.wanted, want)) == 0
@@ -265,7 +266,7 @@ func (p *pass) settle(ctx context.Context) (state.State, error) {
 	for {
 		p.desired = plan.Build(p.planned(), p.config, p.facts)
 		paths := append(p.desired.State.HostSysctls(), forwardingPaths[:]...)
-		have, err := p.Kernel.Read(ctx, state.Scope{Sysctls: paths})
+		have, err := p.Kernel.Read(ctx, state.Scope{Sysctls: paths, Taps: p.desired.State.TapNames()})
 		if err != nil {
 			return have, fmt.Errorf("read the kernel's state: %w", err)
 		}

@@ -108,6 +108,10 @@ func (p *pass) number(v *vm, asked intent.VM) bool {
 	if len(ps.Fatal()) > 0 {
 		return false
 	}
+	given.NICs = slices.Clone(given.NICs)
+	for i, n := range given.NICs {
+		given.NICs[i].Tap = v.tap(n.MAC)
+	}
 	v.intent, v.asked, v.planned = given, asked, true
 	return true
 }

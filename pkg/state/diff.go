@@ -15,14 +15,15 @@ import (
 // kernel announces no removal when a link goes), the tracked connections of their
 // addresses, elements, neighbours, rules, links. Then what comes: the skeleton,
 // links with their settings and only then up, other settings, addresses,
-// elements, neighbours, rules, the routes, and the proxies, which draw traffic,
-// last.
+// elements, neighbours, rules, the taps, which then meet a guard, the routes, and
+// the proxies, which draw traffic, last.
 //
 // An object whose key stays is replaced, not removed and added; where the
 // kernel cannot (a route that moves to another table, another rule with the same
 // priority), the old one goes last. A skeleton that
 // comes or changes brings every wanted element right behind it. Settings are
-// never removed. Neighbours and addresses of a link that goes, go with it.
+// never removed. Neighbours and addresses of a link that goes, go with it. A tap is
+// libvirt's: one that is in no bridge is put into its own, and that is all.
 func Diff(have, want State) []Change {
 	d := differ{have: have, want: want}
 	d.deletes()
@@ -32,6 +33,7 @@ func Diff(have, want State) []Change {
 	d.elems()
 	d.neighs()
 	d.rules()
+	d.taps()
 	d.routes()
 	for _, k := range without(d.want.Proxies, d.have.Proxies, compareNeigh) {
 		d.add(Change{Verb: Add, Proxy: &k})
@@ -268,6 +270,14 @@ func (d *differ) neighs() {
 func (d *differ) rules() {
 	for _, r := range without(d.want.Rules, d.have.Rules, compareRule) {
 		d.add(Change{Verb: Add, Rule: &r})
+	}
+}
+
+func (d *differ) taps() {
+	for _, name := range without(d.want.Taps, d.have.Taps, strings.Compare) {
+		if bridge, there := d.have.Taps[name]; there && bridge == "" {
+			d.add(Change{Verb: Add, Tap: &Tap{Name: name, Bridge: d.want.Taps[name]}})
+		}
 	}
 }
 

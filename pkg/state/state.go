@@ -18,6 +18,7 @@ func New() State {
 		Sysctls: map[string]string{},
 		Addrs:   map[Addr]struct{}{},
 		Neighs:  map[NeighKey]mac.Addr{},
+		Taps:    map[string]string{},
 		Proxies: map[NeighKey]struct{}{},
 		Routes:  map[Route]struct{}{},
 		Rules:   map[Rule]struct{}{},
@@ -32,6 +33,7 @@ func (s State) Clone() State {
 	maps.Copy(c.Sysctls, s.Sysctls)
 	maps.Copy(c.Addrs, s.Addrs)
 	maps.Copy(c.Neighs, s.Neighs)
+	maps.Copy(c.Taps, s.Taps)
 	maps.Copy(c.Proxies, s.Proxies)
 	maps.Copy(c.Routes, s.Routes)
 	maps.Copy(c.Rules, s.Rules)
@@ -87,6 +89,9 @@ func (s State) HostSysctls() []string {
 	slices.Sort(paths)
 	return paths
 }
+
+// TapNames lists, sorted, the taps that the state has.
+func (s State) TapNames() []string { return slices.Sorted(maps.Keys(s.Taps)) }
 
 // Only returns what belongs to the named links: no rules, no skeleton, no
 // setting of the whole host. So the difference to an empty state removes these
@@ -202,6 +207,11 @@ func copyLink(out *State, s State, link string) {
 			out.Neighs[k] = m
 		}
 	}
+	for name, bridge := range s.Taps {
+		if bridge == link {
+			out.Taps[name] = bridge
+		}
+	}
 	for r := range s.Routes {
 		if r.Link == link {
 			out.Routes[r] = struct{}{}
@@ -228,6 +238,7 @@ func dropLink(s *State, link string) {
 	maps.DeleteFunc(s.Sysctls, func(p, _ string) bool { return SysctlLink(p) == link })
 	maps.DeleteFunc(s.Addrs, func(a Addr, _ struct{}) bool { return a.Link == link })
 	maps.DeleteFunc(s.Neighs, func(k NeighKey, _ mac.Addr) bool { return k.Link == link })
+	maps.DeleteFunc(s.Taps, func(_, bridge string) bool { return bridge == link })
 	maps.DeleteFunc(s.Routes, func(r Route, _ struct{}) bool { return r.Link == link })
 }
 

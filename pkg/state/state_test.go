@@ -66,11 +66,40 @@ func TestDiff(t *testing.T) {
 		s.Rules[state.Rule{Family: 10, Priority: 32400, Mark: mark, Table: table}] = struct{}{}
 		return s
 	}
+	taps := func(s state.State, pairs ...string) state.State {
+		for i := 0; i < len(pairs); i += 2 {
+			s.Taps[pairs[i]] = pairs[i+1]
+		}
+		return s
+	}
 	for _, tt := range []struct {
 		name       string
 		have, want state.State
 		changes    string
 	}{
+		{
+			name:    "a tap in no bridge",
+			have:    taps(one(), "vnet0", ""),
+			want:    taps(one(), "vnet0", "br1"),
+			changes: "add tap vnet0 master br1\n",
+		},
+		{
+			name: "taps that are gone, elsewhere, or not wanted",
+			have: taps(one(), "vnet1", "br0", "vnet2", "br1", "vnet3", ""),
+			want: taps(one(), "vnet0", "br1", "vnet1", "br1"),
+		},
+		{
+			name: "a tap of a bridge that is made again",
+			have: taps(state.State{Skeleton: "v1", Taps: map[string]string{}, Elems: one().Elems, Sysctls: one().Sysctls}, "vnet0", ""),
+			want: taps(one(), "vnet0", "br1"),
+			changes: `add link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 down
+replace link br1 mtu 1500 address 02:73:6c:33:32:01 group 32 alias slash32:u1:52:54:00:ab:cd:01 up (was: down)
+add address 169.254.0.1/32 dev br1
+add neighbour 192.0.2.1 dev br1 lladdr 52:54:00:ab:cd:01 PERMANENT
+add tap vnet0 master br1
+add route 192.0.2.1 dev br1 table main proto 32 metric 1024
+`,
+		},
 		{name: "nothing to nothing", have: state.State{}, want: state.State{}},
 		{name: "the same", have: one(), want: one()},
 		{
@@ -295,6 +324,7 @@ add proxy 2001:db8::7 dev eth1
 func TestOnlyAndKeep(t *testing.T) {
 	both := vm(one(), "br2", "u2", "192.0.2.2")
 	both.Sysctls["net/ipv4/ip_forward"] = "1"
+	both.Taps["vnet2"] = "br2"
 	both.Elems[state.Elem{Set: state.SetMark, Link: "br2", Mark: 0x400000}] = struct{}{}
 	rule := state.Rule{Family: 2, Priority: 32401, Mark: 0x400000, Table: 200}
 	both.Rules[rule] = struct{}{}
@@ -401,6 +431,7 @@ func TestCloneSharesNothing(t *testing.T) {
 	b := a.Clone()
 	clear(a.Routes)
 	clear(a.Elems)
+	a.Taps["vnet0"] = "br1"
 	a.Proxies[state.NeighKey{}] = struct{}{}
 	if diff := cmp.Diff(one().String(), b.String()); diff != "" {
 		t.Errorf("the clone changed (-want +got):\n%s", diff)
@@ -434,6 +465,7 @@ func TestAlias(t *testing.T) {
 func TestJSON(t *testing.T) {
 	s := one()
 	s.Proxies[state.NeighKey{Link: "eth0", IP: netip.MustParseAddr("2001:db8::7")}] = struct{}{}
+	s.Taps["vnet0"], s.Taps["vnet1"] = "br1", ""
 	b, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
@@ -442,6 +474,7 @@ func TestJSON(t *testing.T) {
 		`"sysctls":[{"path":"net/ipv4/conf/br1/arp_ignore","value":"8"}],` +
 		`"addresses":[{"link":"br1","prefix":"169.254.0.1/32"}],` +
 		`"neighbours":[{"link":"br1","ip":"192.0.2.1","mac":"52:54:00:ab:cd:01"}],` +
+		`"taps":[{"name":"vnet0","bridge":"br1"},{"name":"vnet1","bridge":""}],` +
 		`"proxies":[{"link":"eth0","ip":"2001:db8::7"}],` +
 		`"rules":[],` +
 		`"routes":[{"dst":"192.0.2.1/32","table":254,"metric":1024,"link":"br1"}],` +

@@ -34,6 +34,14 @@ func (n Neigh) String() string {
 	return n.IP.String() + " dev " + n.Link + " lladdr " + n.MAC.String() + " PERMANENT"
 }
 
+// String is the tap like "ip link" takes it.
+func (t Tap) String() string {
+	if t.Bridge == "" {
+		return t.Name + " nomaster"
+	}
+	return t.Name + " master " + t.Bridge
+}
+
 // proxyString is a proxy like "ip neigh show proxy" prints it, without that
 // word.
 func proxyString(k NeighKey) string { return k.IP.String() + " dev " + k.Link }
@@ -161,6 +169,8 @@ func (c Change) String() string {
 	switch {
 	case c.Link != nil:
 		s += "link " + c.Link.String()
+	case c.Tap != nil:
+		s += "tap " + c.Tap.String()
 	case c.Sysctl != nil:
 		s += "sysctl " + c.Sysctl.Path + " = " + c.Sysctl.Value
 	case c.Addr != nil:
@@ -204,6 +214,9 @@ func (s State) String() string {
 	for _, k := range sorted(s.Neighs, compareNeigh) {
 		fmt.Fprintln(&b, "neighbour", Neigh{k, s.Neighs[k]})
 	}
+	for _, n := range sorted(s.Taps, strings.Compare) {
+		fmt.Fprintln(&b, "tap", Tap{n, s.Taps[n]})
+	}
 	for _, k := range sorted(s.Proxies, compareNeigh) {
 		fmt.Fprintln(&b, "proxy", proxyString(k))
 	}
@@ -228,6 +241,7 @@ type Document struct {
 	Sysctls    []Sysctl        `json:"sysctls"`
 	Addresses  []AddrDocument  `json:"addresses"`
 	Neighbours []NeighDocument `json:"neighbours"`
+	Taps       []Tap           `json:"taps"`
 	Proxies    []ProxyDocument `json:"proxies"`
 	Rules      []RuleDocument  `json:"rules"`
 	Routes     []RouteDocument `json:"routes"`
@@ -309,6 +323,7 @@ func (s State) Document() Document {
 		Sysctls:    []Sysctl{},
 		Addresses:  []AddrDocument{},
 		Neighbours: []NeighDocument{},
+		Taps:       []Tap{},
 		Proxies:    []ProxyDocument{},
 		Rules:      []RuleDocument{},
 		Routes:     []RouteDocument{},
@@ -331,6 +346,9 @@ func (s State) Document() Document {
 	}
 	for _, k := range sorted(s.Neighs, compareNeigh) {
 		d.Neighbours = append(d.Neighbours, NeighDocument{Link: k.Link, IP: k.IP, MAC: s.Neighs[k]})
+	}
+	for _, n := range sorted(s.Taps, strings.Compare) {
+		d.Taps = append(d.Taps, Tap{n, s.Taps[n]})
 	}
 	for _, k := range sorted(s.Proxies, compareNeigh) {
 		d.Proxies = append(d.Proxies, ProxyDocument(k))

@@ -16,6 +16,9 @@ type State struct {
 	Sysctls map[string]string     // path below /proc/sys, e.g. net/ipv6/conf/s32-web1/accept_ra
 	Addrs   map[Addr]struct{}     // gateway addresses on bridges, and addresses of the host with protocol 32 elsewhere
 	Neighs  map[NeighKey]mac.Addr // permanent neighbours on bridges
+	// Taps are libvirt's interfaces of guests, by name: the bridge that each is in, ""
+	// when it is in none, which is never planned. One that does not exist is not read.
+	Taps    map[string]string
 	Proxies map[NeighKey]struct{} // addresses that the host answers ARP and Neighbour Solicitations for on an uplink (NTF_PROXY)
 	Routes  map[Route]struct{}    // protocol 32, any table
 	Rules   map[Rule]struct{}     // protocol 32
@@ -183,6 +186,9 @@ type Scope struct {
 	// Sysctls are paths below /proc/sys to read beside those of the bridges,
 	// which are always read: (State).HostSysctls of what is wanted.
 	Sysctls []string
+	// Taps are the names of interfaces to look at: (State).TapNames of what is
+	// wanted.
+	Taps []string
 	// Prepared leaves out what plan.Prepare leaves out: neighbours, proxies,
 	// routes, rules and elements. With Links, the time it takes does not grow with the number
 	// of VMs.
@@ -208,6 +214,7 @@ type Change struct {
 	Verb     Verb
 	Was      string
 	Link     *Link
+	Tap      *Tap
 	Sysctl   *Sysctl
 	Addr     *Addr
 	Neigh    *Neigh
@@ -220,6 +227,12 @@ type Change struct {
 	// Translation is an element of which the tracked connections are flushed that it
 	// translated.
 	Translation *Elem
+}
+
+// Tap is a guest's interface and the bridge that it is in.
+type Tap struct {
+	Name   string `json:"name"`
+	Bridge string `json:"bridge"`
 }
 
 // Sysctl is one path below /proc/sys and its value.

@@ -16,6 +16,8 @@ func TestRepair(t *testing.T) {
 		{"routes flushed", "ip route flush proto 32; ip -6 route flush proto 32"},
 		{"rules deleted", "ip rule flush proto 32; ip -6 rule flush proto 32"},
 		{"bridge down", "ip link set " + bridge + " down"},
+		{"bridge deleted", "ip link del " + bridge},
+		{"tap taken out of its bridge", "ip link set $(ls /sys/class/net/" + bridge + "/brif) nomaster"},
 		{"neighbours deleted", "ip neigh flush nud permanent dev " + bridge},
 		{"neighbour changed", "ip neigh replace " + mail4 + " lladdr 52:54:00:00:00:99 dev " + bridge},
 		{"gateway address deleted", "ip address flush dev " + bridge},

@@ -9,7 +9,13 @@ import (
 
 // kernelState prints all objects in the kernel that slash32 could leave behind.
 const kernelState = `
-for show in "-d link show" "-d address show" "-d -4 route show table all" "-d -6 route show table all" \
+for show in "-d link show" "-d address show"; do
+	echo "# ip $show"
+	for dev in $(ls /sys/class/net | sort -V); do # not by index, which a link that is made again has another of
+		ip $show dev $dev
+	done
+done
+for show in "-d -4 route show table all" "-d -6 route show table all" \
 	"-4 rule show" "-6 rule show" "neighbour show nud permanent"; do
 	echo "# ip $show"
 	ip $show

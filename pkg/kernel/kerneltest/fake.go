@@ -126,9 +126,11 @@ func (f *Fake) Read(ctx context.Context, scope state.Scope) (state.State, error)
 		_, there := s.Links[state.SysctlLink(p)]
 		return !there && !slices.Contains(scope.Sysctls, p)
 	})
+	maps.DeleteFunc(s.Taps, func(name, _ string) bool { return !slices.Contains(scope.Taps, name) })
 	if scope.Prepared {
 		clear(s.Neighs)
 		clear(s.Proxies)
+		clear(s.Taps)
 		clear(s.Routes)
 		clear(s.Rules)
 		clear(s.Elems)
@@ -196,6 +198,10 @@ func (f *Fake) apply(c state.Change) error {
 			return unix.ENODEV
 		}
 		s.Neighs[c.Neigh.NeighKey] = c.Neigh.MAC
+	case c.Tap != nil:
+		if bridge, there := s.Taps[c.Tap.Name]; there && bridge == "" {
+			s.Taps[c.Tap.Name] = c.Tap.Bridge
+		}
 	case c.Proxy != nil:
 		return set(s.Proxies, *c.Proxy, remove, f.exists(c.Proxy.Link))
 	case c.Route != nil:
@@ -256,6 +262,11 @@ func (f *Fake) link(verb state.Verb, l state.Link) error {
 	switch verb {
 	case state.Delete:
 		delete(s.Links, l.Name)
+		for name, bridge := range s.Taps {
+			if bridge == l.Name {
+				s.Taps[name] = ""
+			}
+		}
 		maps.DeleteFunc(s.Addrs, func(a state.Addr, _ struct{}) bool { return a.Link == l.Name })
 		maps.DeleteFunc(s.Routes, func(r state.Route, _ struct{}) bool { return r.Link == l.Name })
 		for k := range s.Neighs {
