@@ -16,6 +16,7 @@ import (
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
 	"github.com/slash32/slash32/pkg/doctor"
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/spool"
@@ -31,7 +32,12 @@ func main() {
 		Call: func(ctx context.Context, r control.Request) (control.Reply, error) {
 			return control.Call(ctx, dirs.Socket(), r)
 		},
-		Facts:  facts,
+		Facts: func(ctx context.Context, links ...string) (plan.Facts, error) {
+			return of(func(k *kernel.Kernel) (plan.Facts, error) { return k.Facts(ctx, links...) })
+		},
+		Listeners: func(ctx context.Context) ([]intent.Listener, error) {
+			return of(func(k *kernel.Kernel) ([]intent.Listener, error) { return k.Listeners(ctx) })
+		},
 		Doctor: examine,
 	}, os.Args[1:])
 	stop()
@@ -39,14 +45,9 @@ func main() {
 }
 
 func examine(ctx context.Context, s control.Status, c config.Config) ([]cli.Finding, error) {
-	log := logrus.New()
-	log.SetOutput(io.Discard) // the error says it
-	k, err := kernel.New(log)
-	if err != nil {
-		return nil, err
-	}
-	defer k.Close()
-	f, err := doctor.Reader{Kernel: k}.Read(ctx, doctor.Guests(s), c)
+	f, err := of(func(k *kernel.Kernel) (doctor.Facts, error) {
+		return doctor.Reader{Kernel: k}.Read(ctx, doctor.Guests(s), c)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -57,13 +58,15 @@ func examine(ctx context.Context, s control.Status, c config.Config) ([]cli.Find
 	return found, nil
 }
 
-func facts(ctx context.Context, links ...string) (plan.Facts, error) {
+// of is what ask reads of the kernel.
+func of[T any](ask func(*kernel.Kernel) (T, error)) (T, error) {
 	log := logrus.New()
 	log.SetOutput(io.Discard) // the error says it
 	k, err := kernel.New(log)
 	if err != nil {
-		return plan.Facts{}, err
+		var none T
+		return none, err
 	}
 	defer k.Close()
-	return k.Facts(ctx, links...)
+	return ask(k)
 }

@@ -41,7 +41,7 @@ func (c *command) check(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		r := c.examine(xml, conf)
+		r := c.examine(ctx, xml, conf)
 		out.VM, out.Annotated = r.Domain.Name, r.Annotated
 		ps = append(ps, r.Problems...)
 	}
@@ -139,7 +139,7 @@ func (c *command) xml(ctx context.Context, arg string) ([]byte, error) {
 }
 
 // examine reads a domain's XML and looks for conflicts with the VMs that run.
-func (c *command) examine(xml []byte, conf config.Config) source.Result {
+func (c *command) examine(ctx context.Context, xml []byte, conf config.Config) source.Result {
 	r := source.Load(xml, conf, c.Dirs.Config)
 	if !r.Annotated || len(r.Problems.Fatal()) > 0 {
 		return r
@@ -155,6 +155,13 @@ func (c *command) examine(xml []byte, conf config.Config) source.Result {
 		fmt.Fprintln(c.Stderr, "slash32: not compared with all running VMs: "+oneLine(err.Error())+". Fix: use sudo")
 	}
 	r.Problems = append(r.Problems, intent.Conflicts(r.VM, others)...)
+	if len(r.VM.Ports()) > 0 {
+		listeners, err := c.Listeners(ctx)
+		if err != nil {
+			fmt.Fprintln(c.Stderr, "slash32: forwarded ports are not compared with those that the host listens on: "+oneLine(err.Error()))
+		}
+		r.Problems = append(r.Problems, intent.Shadowed(r.VM, listeners)...)
+	}
 	return r
 }
 
@@ -204,7 +211,7 @@ func (c *command) plan(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	r := c.examine(xml, conf)
+	r := c.examine(ctx, xml, conf)
 	ps = append(ps, r.Problems...)
 	fmt.Fprint(c.Stderr, text(ps))
 	switch {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/spool"
@@ -42,6 +43,8 @@ type Env struct {
 	Call func(context.Context, control.Request) (control.Reply, error)
 	// Facts reads what planning needs of the host and of the named interfaces.
 	Facts func(context.Context, ...string) (plan.Facts, error)
+	// Listeners are the ports that programs of the host listen on.
+	Listeners func(context.Context) ([]intent.Listener, error)
 	// Doctor examines what else of the host keeps guests offline.
 	Doctor func(context.Context, control.Status, config.Config) ([]Finding, error)
 }

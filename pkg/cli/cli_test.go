@@ -19,6 +19,7 @@ import (
 	"github.com/slash32/slash32/pkg/cli"
 	"github.com/slash32/slash32/pkg/config"
 	"github.com/slash32/slash32/pkg/control"
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/spool"
 )
@@ -66,6 +67,12 @@ func slash32() {
 				return plan.Facts{}, errors.New("open netlink: operation not permitted")
 			}
 			return plan.Facts{Uplink4: "eth0", Uplink6: "eth0", MTU: map[string]uint16{"eth0": 1500}, Resolvers: []netip.Addr{netip.MustParseAddr("192.0.2.53")}}, nil
+		},
+		Listeners: func(context.Context) ([]intent.Listener, error) {
+			if os.Getenv("NOFACTS") != "" {
+				return nil, errors.New("open netlink: operation not permitted")
+			}
+			return []intent.Listener{{Proto: 6, Addr: netip.MustParseAddrPort("[::]:22"), Both: true}}, nil
 		},
 		Doctor: func(_ context.Context, s control.Status, _ config.Config) ([]cli.Finding, error) {
 			b, err := os.ReadFile(filepath.Join(work, "doctor.json"))

@@ -16,6 +16,7 @@ import (
 
 	"github.com/slash32/slash32/pkg/annotation"
 	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/probe"
@@ -34,6 +35,7 @@ type Kernel interface {
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
 	RouteOwner(context.Context, netip.Prefix) (string, error)
 	HostRoute(ctx context.Context, a netip.Addr, table uint32) (kernel.HostRoute, bool, error)
+	Listeners(context.Context) ([]intent.Listener, error)
 	TrafficOf(ctx context.Context, links []string) (map[string]traffic.Traffic, error)
 	Close()
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -42,6 +44,8 @@ type bed struct {
 	probed []probe.Target
 	hits   []probe.Hit
 	misses []error
+
+	log strings.Builder
 
 	failApply error
 	failReady error
@@ -99,6 +103,7 @@ func newBed(t *testing.T) *bed {
 		Now: func() time.Time { return b.now },
 		Log: log,
 	}
+	log.SetOutput(io.MultiWriter(t.Output(), &b.log))
 	return b
 }
 
@@ -108,6 +113,7 @@ func id(n int) uuid.UUID { return uuid.UUID{15: byte(n)} }
 type dom struct {
 	n          int
 	annotation string // attributes; "-": none
+	children   string
 	bridge     string
 	nic        string // type
 }
@@ -120,6 +126,9 @@ func (d dom) xml() string {
 		d.nic = "bridge"
 	}
 	metadata := "<slash32:network xmlns:slash32='urn:slash32:domain:1' " + d.annotation + "/>"
+	if d.children != "" {
+		metadata = strings.TrimSuffix(metadata, "/>") + ">" + d.children + "</slash32:network>"
+	}
 	if d.annotation == "-" {
 		metadata = ""
 	}
@@ -572,6 +581,30 @@ func (b *bed) uplink() {
 
 // TestTakenElsewhere: what does not refuse the start is a warning that stays with
 // the VM.
+// A forward that takes the place of a program of the host is said, and does not keep
+// the VM from starting.
+func TestPortOfTheHost(t *testing.T) {
+	b := newBed(t)
+	b.sh("ip link set lo up")
+	l, err := net.Listen("tcp4", "0.0.0.0:22")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const code = "W115"
+	b.must("prepare", dom{n: 1, children: `<interface><address ip="10.0.0.1"/><forward port="2222" to="22"/></interface>`})
+	if got := b.log.String(); strings.Contains(got, code) {
+		t.Errorf("another port: %s", got)
+	}
+	b.must("prepare", dom{n: 2, children: `<interface><address ip="10.0.0.2"/><forward port="22"/></interface>`})
+	if got := b.log.String(); !strings.Contains(got, "vm2: W115 line 3: port tcp/22 is forwarded") {
+		t.Errorf("log: %s", got)
+	}
+	if _, err := b.spool.Declaration(id(2)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTakenElsewhere(t *testing.T) {
 	const quick = "networks: {default: {conflict: warn, probe: [arp, icmp], probe_wait: 250ms}}\n"
 	vm := dom{n: 2, annotation: `ipv4="203.0.113.42" ipv6="2001:db8::42"`}

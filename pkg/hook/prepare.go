@@ -43,6 +43,7 @@ func (o *operation) prepare(ctx context.Context) error {
 			return o.failed("cannot stop the last run's responder", err)
 		}
 	}
+	o.warnShadowed(ctx, r.VM)
 	// This may wait for the network, so it is done without the lock.
 	elsewhere := o.elsewhere(ctx, r.VM, c)
 	if fatal := elsewhere.Fatal(); len(fatal) > 0 {
@@ -62,6 +63,19 @@ func (o *operation) prepare(ctx context.Context) error {
 	}
 	o.Poke(r.VM.UUID.String())
 	return nil
+}
+
+// warnShadowed says which programs of the host the VM's forwards take the place of.
+// The agent finds them itself, for as long as it is so.
+func (o *operation) warnShadowed(ctx context.Context, vm intent.VM) {
+	if len(vm.Ports()) == 0 {
+		return
+	}
+	listeners, err := o.kernel.Listeners(ctx)
+	if err != nil {
+		o.Log.Warn(err)
+	}
+	o.warn(intent.Shadowed(vm, listeners))
 }
 
 // declare is the part of prepare that needs the lock: conflicts, declaration,

@@ -119,6 +119,7 @@ const (
 	EStart        Code = "E130" // the responder or bridge could not be set up
 	WAddressInUse Code = "W101" // somebody else has the address, and the network says to start all the same
 	WProbe        Code = "W102" // the network could not be asked whether somebody has the address
+	WPortInUse    Code = "W115" // a port of the host's that is forwarded to the VM is in use on the host
 	WForwarding   Code = "W203" // ip_forward is off and we may not change it
 	WUplink       Code = "W208" // no default route, so no uplink to masquerade to
 	WLease        Code = "W209" // a lease of another server's cannot be used

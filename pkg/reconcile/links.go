@@ -1,12 +1,14 @@
 package reconcile
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/mac"
 	"github.com/slash32/slash32/pkg/plan"
 	"github.com/slash32/slash32/pkg/problem"
@@ -110,4 +112,23 @@ func (p *pass) warnAsking(n config.Network) {
 		Code: problem.WLink, What: fmt.Sprintf("network %s: the host has no IPv4 address on %s, so its ARP requests there come from an address of another interface, which some routers do not answer", n.Name, link),
 		Fix: "give it one of the subnet's (addresses)",
 	})
+}
+
+// warnShadowed finds programs of the host whose ports are forwarded to VMs. It asks
+// only where a port is.
+func (p *pass) warnShadowed(ctx context.Context) {
+	var listeners []intent.Listener
+	for _, v := range p.vms {
+		if !v.planned || len(v.intent.Ports()) == 0 {
+			continue
+		}
+		if listeners == nil {
+			var err error
+			if listeners, err = p.Kernel.Listeners(ctx); err != nil {
+				p.bad = append(p.bad, err)
+				return
+			}
+		}
+		v.problems = append(v.problems, intent.Shadowed(v.intent, listeners)...)
+	}
 }

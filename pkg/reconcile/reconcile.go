@@ -32,6 +32,7 @@ type Kernel interface {
 	Apply(context.Context, []state.Change) (int, error)
 	Facts(context.Context, ...string) (plan.Facts, error)
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
+	Listeners(context.Context) ([]intent.Listener, error)
 }
 
 // Lister lists libvirt's active domains. An error means that the list is not

@@ -2,6 +2,7 @@ package reconcile_test
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -90,5 +91,34 @@ func TestTapOfStartingVM(t *testing.T) {
 	b.pass()
 	if got := b.master(1); got != "" {
 		t.Errorf("stopped: the tap is in %q", got)
+	}
+}
+
+// A program of the host whose port is forwarded is said for as long as it listens.
+func TestPortOfTheHost(t *testing.T) {
+	b := newBed(t)
+	b.run(1, `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface><address ip='10.42.0.7'/><forward port='22'/></interface></slash32:network>`)
+	b.pass()
+	if got := b.loop.Status().VMs[0].Problems; len(got) > 0 {
+		t.Errorf("nobody listens: %q", got)
+	}
+	l, err := net.Listen("tcp4", "0.0.0.0:22")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.pass()
+	b.pass()
+	if got := b.loop.Status().VMs[0]; len(got.Problems) != 1 || !strings.Contains(got.Problems[0], "vm1: W115 line 1: port tcp/22 is forwarded") || got.State != "online" {
+		t.Errorf("status: %+v", got)
+	}
+	if n := strings.Count(b.log.String(), "W115"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.pass()
+	if got := b.loop.Status().VMs[0].Problems; len(got) > 0 {
+		t.Errorf("nobody listens any more: %q", got)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/plan"
@@ -343,6 +344,13 @@ func (f *Fake) Bridge(ctx context.Context, name string) (kernel.BridgeInfo, erro
 		info.Ports = strings.Split(l.Ports, ",")
 	}
 	return info, nil
+}
+
+// Listeners lists none.
+func (f *Fake) Listeners(ctx context.Context) ([]intent.Listener, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return nil, errors.Join(ctx.Err(), f.FailRead)
 }
 
 // RouteOwner names the link of a route to exactly that prefix.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/kernel/kerneltest"
 	"github.com/slash32/slash32/pkg/mac"
@@ -26,6 +27,7 @@ type kernelMethods interface {
 	Facts(context.Context, ...string) (plan.Facts, error)
 	Spoofed(context.Context) (map[string]kernel.SpoofCount, error)
 	Bridge(context.Context, string) (kernel.BridgeInfo, error)
+	Listeners(context.Context) ([]intent.Listener, error)
 	RouteOwner(context.Context, netip.Prefix) (string, error)
 }
 
