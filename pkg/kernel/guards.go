@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"slices"
+
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -15,6 +17,11 @@ const (
 	protoICMP = 1
 
 	typeEcho          = 8 // ICMP
+	typeUnreachable   = 3
+	typeTimeExceeded  = 11
+	typeParameter     = 12
+	typeUnreachable6  = 1 // ICMPv6, the first of the errors about single packets
+	typeParameter6    = 4 // and the last
 	typeRedirect      = 5
 	typeEcho6         = 128 // ICMPv6
 	typeRouterAdvert  = 134
@@ -180,6 +187,11 @@ func arpSender() field    { return field{expr.PayloadBaseNetworkHeader, 14, 4} }
 // fragment6 tells whether there is a fragment header.
 func fragment6() part {
 	return part{&expr.Exthdr{DestRegister: 1, Type: unix.IPPROTO_FRAGMENT, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: expr.ExthdrOpIpv6}}
+}
+
+// untrackedICMP loads the type of a message that is not tracked.
+func untrackedICMP(proto byte) part {
+	return slices.Concat(layer4(proto), ctState(expr.CtStateBitUNTRACKED), load(icmpType(), 1))
 }
 
 // ctState matches connections in one of some states.

@@ -135,14 +135,15 @@ func (m machine) stream(l net.Listener, port int) {
 	}
 }
 
+// datagrams answers with as many bytes as it is asked with, at least.
 func (m machine) datagrams(p net.PacketConn, port int) {
-	b := make([]byte, 64)
+	b := make([]byte, 4096)
 	for {
-		_, from, err := p.ReadFrom(b)
+		n, from, err := p.ReadFrom(b)
 		if err != nil {
 			return
 		}
-		if _, err := p.WriteTo([]byte(m.answer(port, from)), from); err != nil {
+		if _, err := p.WriteTo(fmt.Appendf(nil, "%-*s", n, m.answer(port, from)), from); err != nil {
 			return
 		}
 	}

@@ -223,6 +223,11 @@ func chains() []chain {
 		}},
 		{name: "isolated_to", rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictGoto, "apart")),
+			// Of a guest that is not tracked nothing says what an error is about; the MTU
+			// of its paths goes by those of the router, which is inside.
+			rule(ipv4(), untrackedICMP(protoICMP), equal([]byte{typeUnreachable}), verdict(expr.VerdictReturn, "")),
+			rule(ipv4(), untrackedICMP(protoICMP), between(typeTimeExceeded, typeParameter), verdict(expr.VerdictReturn, "")),
+			rule(ipv6(), untrackedICMP(protoICMPv6), between(typeUnreachable6, typeParameter6), verdict(expr.VerdictReturn, "")),
 			rule(inside4(), verdict(expr.VerdictGoto, "apart")),
 			rule(inside6(), verdict(expr.VerdictGoto, "apart")),
 		}},

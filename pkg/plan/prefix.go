@@ -62,6 +62,7 @@ func (b *builder) prefix(n intent.NIC, p netip.Prefix, via netip.Addr) {
 	if len(parts) == 0 || !b.route(n.Network, state.Route{Dst: p, Link: n.Bridge, Via: via}) {
 		return
 	}
+	b.sources = append(b.sources, p)
 	for _, part := range parts {
 		b.elem(state.Elem{Set: state.SetGuard6, Link: n.Bridge, Addr: part})
 		b.source(n, part)

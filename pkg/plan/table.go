@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/slash32/slash32/pkg/config"
+	"github.com/slash32/slash32/pkg/intent"
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/state"
 )
@@ -193,6 +194,30 @@ func (b *builder) subnets(n config.Network) {
 	}
 	if i := slices.Index(b.tables, n.Table); n.Downlink != "" && i >= 0 && i < marks.RulePriorityRange {
 		b.elem(state.Elem{Set: state.SetMark, Link: n.Downlink, Mark: markOf(i)})
+	}
+}
+
+// apart plans that an isolated NIC is kept from the members of its network's subnets
+// also by what it has outside of those.
+func (b *builder) apart(n intent.NIC) {
+	if !n.Network.Isolate || len(n.Network.Subnets) == 0 {
+		return
+	}
+	for _, p := range b.sources {
+		covered := func(o netip.Prefix) bool { return o.Bits() < p.Bits() && o.Overlaps(p) }
+		if slices.ContainsFunc(b.sources, covered) || slices.ContainsFunc(n.Network.Subnets, p.Overlaps) {
+			continue // the kernel takes no two intervals that overlap
+		}
+		set := state.SetInside4
+		if p.Addr().Is6() {
+			set = state.SetInside6
+		}
+		for _, net := range n.Network.Subnets {
+			if net.Addr().Is4() == p.Addr().Is4() {
+				b.elem(state.Elem{Set: set, Addr: p, Peer: net})
+				b.elem(state.Elem{Set: set, Addr: net, Peer: p})
+			}
+		}
 	}
 }
 

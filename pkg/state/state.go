@@ -264,6 +264,8 @@ func elemOf(e Elem, link string, own map[netip.Prefix]bool) bool {
 	switch e.Set {
 	case SetMasq4, SetMasq6, SetSNAT4, SetSNAT6:
 		return own[e.Addr]
+	case SetInside4, SetInside6:
+		return own[e.Addr] || own[e.Peer]
 	case SetForward4, SetForward6, SetPublic4, SetPublic6:
 		return own[host(e.To.Addr())]
 	case SetNoTrackUplink:
