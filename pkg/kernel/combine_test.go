@@ -429,7 +429,17 @@ func TestTableAndForward(t *testing.T) {
 		n := c.Networks["other"]
 		n.Uplink, n.Router4, n.Router6 = "wan2", netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:2::1")
 		c.Networks["other"] = n
-	}, nil, nil, func(n *intent.NIC) { n.Forwards = ports() })
+	}, func(n *intent.NIC) {
+		// Of the network on the other one's uplink, and yet a guest of this host's.
+		n.Addrs4 = append(n.Addrs4, netip.MustParseAddr("198.51.100.77"))
+		n.Addrs6 = append(n.Addrs6, netip.MustParseAddr("2001:db8:2::77"))
+	}, nil, func(n *intent.NIC) { n.Forwards = ports() })
+	l.guest[0].run("ip address add 198.51.100.77/32 dev eth0")
+	l.guest[0].run("ip -6 address add 2001:db8:2::77/128 dev eth0 nodad preferred_lft 0")
+	l.guest[0].serve(servicePort)
+	l.guest[2].asks("tcp", "", at("198.51.100.77", servicePort), "vm0:22 from "+own4+"2")
+	l.guest[1].asks("tcp", "", at("198.51.100.77", servicePort), "vm0:22 from "+own4+"1")
+	l.guest[1].asks("tcp", "", at("2001:db8:2::77", servicePort), "vm0:22 from "+own6+"1")
 	l.guest[2].serve(servicePort)
 	const second4, second6 = "198.51.100.2", "2001:db8:2::2"
 	inet2.gets(at(second4, forwardPort), "vm2:22 from 198.51.100.1")

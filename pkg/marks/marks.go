@@ -29,9 +29,11 @@ const (
 	RulePriorityRefused   = 32600
 	RulePriorityRange     = 160
 
-	// RulePriorityMain is between them: "lookup main" for host routes only, so
-	// that a VM with a table of its own reaches those whose addresses are in main.
-	RulePriorityMain = RulePriorityMarked - 1
+	// RulePriorityMain is before them: "lookup main" for host routes only, so that a
+	// VM with a table of its own reaches those whose addresses are in main, and that
+	// those are reached though the network of an uplink, in another table, has their
+	// addresses.
+	RulePriorityMain = RulePriorityConnected - 1
 
 	// TableFirst is the first of the TableCount routing tables that "table: auto"
 	// takes from: of no distribution's rt_tables, and above the 255 of the first

@@ -46,10 +46,10 @@ func (b *builder) networks(used map[string]bool) bool {
 }
 
 // rules plans the rules of a table. The first finds the addresses in the table
-// for everybody; the next but one sends what the VM sends by the table's default
-// route, and the last refuses what found none: it must not leave by main's. Before
-// those two, one rule for all tables finds the addresses in main, for those whose
-// packets are marked.
+// for everybody; the next sends what the VM sends by the table's default route, and
+// the last refuses what found none: it must not leave by main's. Before them, one
+// rule for all tables finds the addresses in main: for those whose packets are
+// marked, and for all before a table's network of which an address is.
 //
 // An unreachable default route in the table would say more in "ip route", but the
 // first rule does not suppress routes that refuse (suppress_prefixlength is for

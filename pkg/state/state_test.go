@@ -330,7 +330,7 @@ func TestOnlyAndKeep(t *testing.T) {
 	both.Rules[rule] = struct{}{}
 	connected := state.Rule{Family: 2, Priority: 32001, Table: 200, SuppressDefault: true}
 	both.Rules[connected] = struct{}{}
-	both.Rules[state.Rule{Family: 2, Priority: 32399, Table: 254, HostRoutesOnly: true}] = struct{}{}
+	both.Rules[state.Rule{Family: 2, Priority: 31999, Table: 254, HostRoutesOnly: true}] = struct{}{}
 	both.Rules[state.Rule{Family: 2, Priority: 32400, Mark: 0x200000, Table: 100}] = struct{}{}
 
 	only := state.Only(both, "br1")
