@@ -67,7 +67,6 @@ func TestTap(t *testing.T) {
 // While libvirt starts a VM its tap is libvirt's, and once it has gone nobody's.
 func TestTapOfStartingVM(t *testing.T) {
 	b := newBed(t)
-	b.run(1, annotated(`ipv4="10.42.0.7"`))
 	declare := func(phase spool.Phase) {
 		t.Helper()
 		d := spool.Declaration{UUID: id(1), Name: "vm1", Generation: 1, Phase: phase, At: time.Now(), XML: xml(1, annotated(`ipv4="10.42.0.7"`))}
@@ -75,8 +74,9 @@ func TestTapOfStartingVM(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	declare(spool.Preparing) // before libvirt lists it and makes the tap
+	b.run(1, annotated(`ipv4="10.42.0.7"`))
 	b.tap(1)
-	declare(spool.Preparing)
 	b.pass()
 	if got := b.master(1); got != "" {
 		t.Errorf("prepared: the tap is in %q", got)

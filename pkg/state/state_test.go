@@ -333,6 +333,11 @@ func TestOnlyAndKeep(t *testing.T) {
 	both.Rules[state.Rule{Family: 2, Priority: 31999, Table: 254, HostRoutesOnly: true}] = struct{}{}
 	both.Rules[state.Rule{Family: 2, Priority: 32400, Mark: 0x200000, Table: 100}] = struct{}{}
 
+	// What keeps an isolated VM from its network's subnets is the VM's.
+	subnet, outside := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.2/32")
+	both.Elems[state.Elem{Set: state.SetInside4, Addr: subnet, Peer: outside}] = struct{}{}
+	both.Elems[state.Elem{Set: state.SetInside4, Addr: outside, Peer: subnet}] = struct{}{}
+
 	only := state.Only(both, "br1")
 	want := one()
 	want.Skeleton = ""
