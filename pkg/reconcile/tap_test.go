@@ -74,6 +74,7 @@ func TestTapOfStartingVM(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	b.pass()
 	declare(spool.Preparing) // before libvirt lists it and makes the tap
 	b.run(1, annotated(`ipv4="10.42.0.7"`))
 	b.tap(1)
