@@ -1,5 +1,5 @@
-// Command bench measures the responder and the hook beside their peers, and
-// network boot, and prints the tables; it works in namespaces of its own and
+// Command bench measures the responder, the hook and the host's network beside
+// their peers, and network boot, and prints the tables; it works in namespaces of its own and
 // writes the figures as JSON too. Timing belongs here and in no test.
 package main
 
@@ -34,8 +34,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fs.StringVar(&o.out, "out", "build/bench", "folder for the figures")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds, interleaved; medians are printed")
 	fs.IntVar(&o.vms, "vms", 50, "responders up at once for the memory figures")
-	fs.StringVar(&o.only, "only", "", "responder, hook or netboot; all by default")
-	inside := fs.Bool("inside", false, "already in the namespaces")
+	fs.StringVar(&o.only, "only", "", "responder, hook, network or netboot; all by default")
+	inside := fs.String("inside", "", "the table to make, already in the namespaces: responder or network")
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
@@ -54,14 +54,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx := context.Background()
 	var err error
 	switch {
-	case *inside:
+	case *inside == "network":
+		err = networkTables(ctx, o, stdout)
+	case *inside != "":
 		err = responderTables(ctx, o, stdout)
 	default:
 		if o.only == "" || o.only == "responder" {
-			err = reexec(args, stdout, stderr)
+			err = reexec("responder", args, stdout, stderr)
 		}
 		if o.only == "" || o.only == "hook" {
 			err = errors.Join(err, hookTable(ctx, o, stdout))
+		}
+		if o.only == "" || o.only == "network" {
+			err = errors.Join(err, reexec("network", args, stdout, stderr))
 		}
 		if o.only == "" || o.only == "netboot" {
 			err = errors.Join(err, netbootTable(ctx, o, stdout))
@@ -76,17 +81,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // reexec runs this program again in new mount, network and PID namespaces:
 // whatever happens to it, nothing remains.
-func reexec(args []string, stdout, stderr io.Writer) error {
+func reexec(table string, args []string, stdout, stderr io.Writer) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find own executable: %w", err)
 	}
 	cmd := exec.Command("unshare", append([]string{"--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", `mount -t tmpfs tmpfs /run && exec "$@"`, "sh", self, "-inside"}, args...)...)
+		"sh", "-c", `mount -t tmpfs tmpfs /run && exec "$@"`, "sh", self, "-inside", table}, args...)...)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("measure the responder: %w", err)
+		return fmt.Errorf("measure the %s: %w", table, err)
 	}
 	return nil
 }

@@ -48,6 +48,15 @@ type goal struct {
 
 // print writes the table, the goals with what came out, and the notes.
 func (k *book) print(w io.Writer, who []string, goals []goal) {
+	k.printValues(w, who)
+	if len(goals) > 0 {
+		fmt.Fprintln(w)
+	}
+	k.printGoals(w, ours.name, goals)
+	k.printNotes(w)
+}
+
+func (k *book) printValues(w io.Writer, who []string) {
 	fmt.Fprintf(w, "\n%s\n\n", k.table)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(tw, "what\tunit\t%s\t\n", strings.Join(who, "\t"))
@@ -63,11 +72,12 @@ func (k *book) print(w io.Writer, who []string, goals []goal) {
 		fmt.Fprintln(tw)
 	}
 	tw.Flush()
-	if len(goals) > 0 {
-		fmt.Fprintln(w)
-	}
+}
+
+// printGoals says of the values in one column whether they are as they should be.
+func (k *book) printGoals(w io.Writer, who string, goals []goal) {
 	for _, g := range goals {
-		v, ok := k.get(g.what, ours.name)
+		v, ok := k.get(g.what, who)
 		word := "reached "
 		switch {
 		case !ok:
@@ -77,6 +87,9 @@ func (k *book) print(w io.Writer, who []string, goals []goal) {
 		}
 		fmt.Fprintf(w, "  %s %s: %s (%s)\n", word, g.what, g.text, number(v))
 	}
+}
+
+func (k *book) printNotes(w io.Writer) {
 	for _, n := range k.notes {
 		fmt.Fprintln(w, "  note:", n)
 	}
