@@ -28,6 +28,9 @@ const (
 	// fingerprintHex is the length of a fingerprint in a chain's name.
 	fingerprintHex = 16
 
+	// elemsPerLink is about how many elements a VM has, to make room for them.
+	elemsPerLink = 24
+
 	// generationTries bounds how often the table is read again because somebody
 	// changed the ruleset meanwhile.
 	generationTries = 20
@@ -84,9 +87,15 @@ func (r *reader) table(ctx context.Context, read func(context.Context) (map[stat
 // masquerading are those with the addresses behind them. Of a set that has nothing
 // but links, only theirs are asked for then.
 func (r *reader) elems(ctx context.Context) (map[state.Elem]struct{}, error) {
-	var list []state.Elem
+	all := state.State{Routes: r.state.Routes}
+	if r.scoped() {
+		all.Elems = map[state.Elem]struct{}{}
+	} else {
+		all.Elems = make(map[state.Elem]struct{}, elemsPerLink*len(r.links))
+	}
+	var got []state.Elem // of one set
 	for _, s := range sets() {
-		got := list[len(list):]
+		got = got[:0]
 		read := func() error {
 			return r.k.dumpElems(ctx, s, func() { got = got[:0] }, func(e state.Elem, _ traffic.Count) { got = append(got, e) })
 		}
@@ -104,11 +113,9 @@ func (r *reader) elems(ctx context.Context) (map[state.Elem]struct{}, error) {
 		if err := read(); err != nil && !errors.Is(err, unix.ENOENT) { // a set that is gone: the skeleton is damaged
 			return nil, fmt.Errorf("read set %s of table %s: %w", s.name, marks.NftTable, err)
 		}
-		list = append(list, got...)
-	}
-	all := state.State{Elems: make(map[state.Elem]struct{}, len(list)), Routes: r.state.Routes}
-	for _, e := range list {
-		all.Elems[e] = struct{}{}
+		for _, e := range got {
+			all.Elems[e] = struct{}{}
+		}
 	}
 	if !r.scoped() {
 		return all.Elems, nil

@@ -35,6 +35,10 @@ const (
 	routerLifetime = 1800
 
 	defaultLease = time.Hour
+
+	// About how many a VM with one NIC has.
+	elemsPerVM   = 24
+	sysctlsPerVM = 8
 )
 
 // Build plans the network of the VMs, all of them, and of the networks' pools:
@@ -51,8 +55,11 @@ func Build(vms []intent.VM, c config.Config, f Facts) Desired {
 
 		hostPlaces: map[place]bool{},
 	}
+	// Room at once: maps that grow take as long as the rest.
+	b.state.Elems = make(map[state.Elem]struct{}, elemsPerVM*len(vms))
+	b.state.Sysctls = make(map[string]string, sysctlsPerVM*len(vms))
 	b.pools()
-	d := Desired{State: b.state, Bindings: map[uuid.UUID]responder.Binding{}}
+	d := Desired{State: b.state, Bindings: make(map[uuid.UUID]responder.Binding, len(vms))}
 	used := map[string]bool{}
 	for _, vm := range vms {
 		d.Bindings[vm.UUID] = b.vm(vm)

@@ -26,6 +26,10 @@ import (
 // libvirt's: one that is in no bridge is put into its own, and that is all.
 func Diff(have, want State) []Change {
 	d := differ{have: have, want: want}
+	d.routesGo, d.routesLack = apart(have.Routes, want.Routes, compareRoute)
+	if !d.skeletonComes() {
+		d.elemsGo, d.elemsLack = apart(have.Elems, want.Elems, compareElem)
+	}
 	d.deletes()
 	d.skeleton()
 	d.links()
@@ -47,6 +51,9 @@ type differ struct {
 	replaced   map[Route]Route // wanted route -> the one in its place
 	elemsDone  bool            // added with the skeleton
 	late       []Change        // deletes of what something else takes the place of
+
+	routesGo, routesLack []Route
+	elemsGo, elemsLack   []Elem
 }
 
 func (d *differ) add(c Change) { d.out = append(d.out, c) }
@@ -72,14 +79,13 @@ func (d *differ) deletes() {
 		link string
 	}
 	wanted := map[place]bool{}
-	gone := without(d.have.Routes, d.want.Routes, compareRoute)
-	if len(gone) > 0 {
+	if len(d.routesGo) > 0 {
 		for r := range d.want.Routes {
 			wanted[place{r.Dst, r.Link}] = true
 		}
 	}
 	var flush []netip.Prefix
-	for _, r := range gone {
+	for _, r := range d.routesGo {
 		if taken[r] {
 			continue
 		}
@@ -96,9 +102,11 @@ func (d *differ) deletes() {
 	d.flush(flush)
 
 	if !d.skeletonGoes() && !d.skeletonComes() {
-		gone := without(d.have.Elems, d.want.Elems, compareElem)
-		keys := valued(d.want.Elems)
-		for _, e := range gone {
+		var keys map[Elem]Elem
+		if len(d.elemsGo) > 0 {
+			keys = valued(d.want.Elems)
+		}
+		for _, e := range d.elemsGo {
 			if _, stays := keys[e.key()]; !stays {
 				d.add(Change{Verb: Delete, Elem: &e})
 			}
@@ -109,7 +117,7 @@ func (d *differ) deletes() {
 		for _, p := range flush {
 			flushed[p] = true
 		}
-		for _, e := range gone {
+		for _, e := range d.elemsGo {
 			if _, stays := keys[e.key()]; !stays && e.To.IsValid() && !flushed[e.guest()] {
 				d.add(Change{Verb: Flush, Translation: &e})
 			}
@@ -236,12 +244,12 @@ func (d *differ) addrs() {
 }
 
 func (d *differ) elems() {
-	if d.elemsDone {
+	if d.elemsDone || len(d.elemsLack) == 0 {
 		return
 	}
 	keys := valued(d.have.Elems)
 	var flush []Elem
-	for _, e := range without(d.want.Elems, d.have.Elems, compareElem) {
+	for _, e := range d.elemsLack {
 		old, there := keys[e.key()]
 		if !there {
 			d.add(Change{Verb: Add, Elem: &e})
@@ -293,12 +301,12 @@ func (r Route) key() routeKey { return routeKey{r.Dst, r.Table, r.Metric} }
 func (d *differ) pairRoutes() {
 	d.replaced = map[Route]Route{}
 	free := map[routeKey][]Route{}
-	for _, r := range without(d.have.Routes, d.want.Routes, compareRoute) {
+	for _, r := range d.routesGo {
 		if !d.linkGoes(r.Link) {
 			free[r.key()] = append(free[r.key()], r)
 		}
 	}
-	for _, r := range without(d.want.Routes, d.have.Routes, compareRoute) {
+	for _, r := range d.routesLack {
 		if f := free[r.key()]; len(f) > 0 {
 			d.replaced[r], free[r.key()] = f[0], f[1:]
 		}
@@ -309,7 +317,7 @@ func (d *differ) pairRoutes() {
 // ours to another are flushed once it has moved.
 func (d *differ) routes() {
 	var flush []netip.Prefix
-	for _, r := range without(d.want.Routes, d.have.Routes, compareRoute) {
+	for _, r := range d.routesLack {
 		old, ok := d.replaced[r]
 		if !ok {
 			d.add(Change{Verb: Add, Route: &r})
@@ -374,7 +382,7 @@ func (e Elem) key() Elem {
 func valued(m map[Elem]struct{}) map[Elem]Elem {
 	keys := map[Elem]Elem{}
 	for e := range m {
-		if e.key() != e {
+		if e.Mark != 0 || e.Limit != 0 || e.To != (netip.AddrPort{}) {
 			keys[e.key()] = e
 		}
 	}

@@ -319,3 +319,13 @@ func without[K comparable, V comparable](m, other map[K]V, cmp func(a, b K) int)
 	slices.SortFunc(keys, cmp)
 	return keys
 }
+
+// apart returns what only have has and what only want has. How many have in common
+// follows from the second: mostly all, and then have is not looked through.
+func apart[K comparable, V comparable](have, want map[K]V, cmp func(a, b K) int) (gone, lacking []K) {
+	lacking = without(want, have, cmp)
+	if len(have) == len(want)-len(lacking) {
+		return nil, lacking
+	}
+	return without(have, want, cmp), lacking
+}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
@@ -196,7 +195,8 @@ func timed(f func() error) (ms float64, err error) {
 }
 
 // readBack reads the set by the library, whoever wrote it, and compares every
-// element.
+// element. While its hash table still grows the kernel lists some elements twice and
+// others not at all: it is asked again until all are there.
 func readBack(space netns.NsHandle, table string, expected map[string]bool, n int) error {
 	conn, err := nftables.New(nftables.WithNetNSFd(int(space)))
 	if err != nil {
@@ -206,22 +206,25 @@ func readBack(space netns.NsHandle, table string, expected map[string]bool, n in
 	if err != nil {
 		return fmt.Errorf("read set %s of table %s: %w", state.SetGuard4, table, err)
 	}
-	got, err := conn.GetSetElements(set)
-	if err != nil {
-		return fmt.Errorf("read the elements of set %s of table %s: %w", state.SetGuard4, table, err)
-	}
-	seen := map[string]bool{}
-	for _, e := range got {
-		key := string(bytes.Clone(e.Key))
-		if !expected[key] { // one may come twice: the kernel lists while its table grows
-			return fmt.Errorf("table %s has the element %x, which nobody added", table, key)
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		got, err := conn.GetSetElements(set)
+		if err != nil {
+			return fmt.Errorf("read the elements of set %s of table %s: %w", state.SetGuard4, table, err)
 		}
-		seen[key] = true
+		seen := map[string]bool{}
+		for _, e := range got {
+			if !expected[string(e.Key)] {
+				return fmt.Errorf("table %s has the element %x, which nobody added", table, e.Key)
+			}
+			seen[string(e.Key)] = true
+		}
+		if len(seen) == n && len(got) == n {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("table %s has %d elements of %d", table, len(seen), n)
+		}
 	}
-	if len(seen) != n {
-		return fmt.Errorf("table %s has %d elements of %d", table, len(seen), n)
-	}
-	return nil
 }
 
 // libraryLimits notes what the library says without its workarounds.
