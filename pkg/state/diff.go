@@ -400,12 +400,21 @@ func compareRoute(a, b Route) int {
 	)
 }
 
+// compareElem compares most with the least: a cold start sorts all there are.
 func compareElem(a, b Elem) int {
+	if c := strings.Compare(a.Set, b.Set); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(b.Addr.Bits(), a.Addr.Bits()); c != 0 { // what is one set in the kernel stays together
+		return c
+	}
+	if c := strings.Compare(a.Link, b.Link); c != 0 {
+		return c
+	}
+	if c := a.Addr.Compare(b.Addr); c != 0 {
+		return c
+	}
 	return cmp.Or(
-		strings.Compare(a.Set, b.Set),
-		cmp.Compare(b.Addr.Bits(), a.Addr.Bits()), // what is one set in the kernel stays together
-		strings.Compare(a.Link, b.Link),
-		a.Addr.Compare(b.Addr),
 		a.Peer.Compare(b.Peer),
 		slices.Compare(a.MAC[:], b.MAC[:]),
 		cmp.Compare(a.Proto, b.Proto),

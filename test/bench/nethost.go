@@ -30,6 +30,9 @@ const (
 	ownTable = 100 // the network's routing table: its VMs need marks and rules
 	wan      = "wan0"
 	tap      = "tap0"
+
+	// freeing is more than the kernel takes to free an element.
+	freeing = 2 * time.Microsecond
 )
 
 // host is one host under test, in a network namespace of its own: an uplink whose
@@ -284,6 +287,16 @@ func (h *host) check(ctx context.Context) error {
 	if left := state.Diff(have, h.want); len(left) > 0 {
 		return fmt.Errorf("with %d VMs the kernel differs from the plan in %d objects: %s", h.vms, len(left), left[0])
 	}
+	return nil
+}
+
+// clear removes objects, and waits for the kernel to have freed their memory, which
+// it does later.
+func (h *host) clear(o objects) error {
+	if err := h.raw.remove(o); err != nil {
+		return err
+	}
+	time.Sleep(time.Duration(len(o.elems)) * freeing)
 	return nil
 }
 

@@ -130,7 +130,7 @@ func setTable(ctx context.Context, rounds int) (*book, error) {
 		if err := readBack(h.space, marks.NftTable, expected, len(expected)); err != nil {
 			return nil, err
 		}
-		if err := h.raw.remove(objects); err != nil {
+		if err := h.clear(objects); err != nil {
 			return nil, err
 		}
 
@@ -142,7 +142,7 @@ func setTable(ctx context.Context, rounds int) (*book, error) {
 		if err := readBack(h.space, marks.NftTable, expected, len(expected)); err != nil {
 			return nil, err
 		}
-		if err := h.raw.remove(objects); err != nil {
+		if err := h.clear(objects); err != nil {
 			return nil, err
 		}
 
@@ -171,7 +171,7 @@ func setTable(ctx context.Context, rounds int) (*book, error) {
 		if err := readBack(h.space, marks.NftTable, expected, len(expected)); err != nil {
 			return nil, err
 		}
-		if err := h.raw.remove(objects); err != nil {
+		if err := h.clear(objects); err != nil {
 			return nil, err
 		}
 		if err := h.check(ctx); err != nil {

@@ -20,7 +20,10 @@ import (
 const (
 	rawRouteBatch = 1 << 20
 	rawSetBytes   = 60_000 // an attribute's length is 16 bits
-	rawBuffer     = 64 << 20
+	// Elements in one transaction. More are slower: the kernel has no time to make
+	// room in its hash tables meanwhile.
+	rawTransaction = 8_000
+	rawBuffer      = 64 << 20
 
 	setElemList = unix.NFTA_SET_ELEM_LIST_ELEMENTS | unix.NLA_F_NESTED
 	listElem    = unix.NFTA_LIST_ELEM | unix.NLA_F_NESTED
@@ -255,11 +258,19 @@ func (p *rawPeer) neigh(typ, flags uint16, n state.Neigh) {
 	p.end(at)
 }
 
-// elements sends all elements as one transaction.
+// elements sends elements in large transactions.
 func (p *rawPeer) elements(typ, flags uint16, elems []state.Elem) error {
-	if len(elems) == 0 {
-		return nil
+	for len(elems) > 0 {
+		n := min(rawTransaction, len(elems))
+		if err := p.transaction(typ, flags, elems[:n]); err != nil {
+			return err
+		}
+		elems = elems[n:]
 	}
+	return nil
+}
+
+func (p *rawPeer) transaction(typ, flags uint16, elems []state.Elem) error {
 	p.buf = p.buf[:0]
 	p.end(p.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES))
 	first, at := p.seq, 0
