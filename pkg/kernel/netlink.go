@@ -37,7 +37,7 @@ type message []byte
 
 // newMessage starts a request with the fixed part of its family.
 func newMessage(typ uint16, flags uint16, fixed []byte) message {
-	m := make(message, nlHeader, 128)
+	m := make(message, nlHeader, 192)
 	binary.NativeEndian.PutUint16(m[4:], typ)
 	binary.NativeEndian.PutUint16(m[6:], unix.NLM_F_REQUEST|flags)
 	return m.raw(fixed)

@@ -29,6 +29,7 @@ func Diff(have, want State) []Change {
 	d.routesGo, d.routesLack = apart(have.Routes, want.Routes, compareRoute)
 	if !d.skeletonComes() {
 		d.elemsGo, d.elemsLack = apart(have.Elems, want.Elems, compareElem)
+		d.out = slices.Grow(d.out, len(d.routesGo)+len(d.routesLack)+len(d.elemsGo)+len(d.elemsLack))
 	}
 	d.deletes()
 	d.skeleton()

@@ -311,6 +311,9 @@ func sorted[K comparable, V any](m map[K]V, cmp func(a, b K) int) []K {
 // the order of cmp. Little differs mostly, so little is sorted.
 func without[K comparable, V comparable](m, other map[K]V, cmp func(a, b K) int) []K {
 	var keys []K
+	if more := len(m) - len(other); more > 0 {
+		keys = make([]K, 0, more)
+	}
 	for k, v := range m {
 		if o, ok := other[k]; !ok || o != v {
 			keys = append(keys, k)

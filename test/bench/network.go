@@ -310,6 +310,7 @@ func oneVMMore(ctx context.Context, k *book, rounds int, scales []scale) error {
 			changes := state.Diff(s.want, plus(s.want, more))
 			objects := objectsOf(more)
 			var spent, theirs []float64
+			runtime.GC() // of what was computed just now
 			for range oneMore {
 				var writes int
 				ms, err := timed(func() (err error) { writes, err = s.k.Apply(ctx, changes); return err })
