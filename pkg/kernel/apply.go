@@ -486,11 +486,15 @@ func elemMessages(changes []state.Change) []message {
 	var msgs []message
 	for len(changes) > 0 {
 		first := changes[0]
-		var elems []state.Elem
-		for len(changes) > 0 && len(elems) < messageElements && changes[0].Verb == first.Verb && setOf(*changes[0].Elem) == setOf(*first.Elem) {
-			elems = append(elems, *changes[0].Elem)
-			changes = changes[1:]
+		set, n := setOf(*first.Elem), 1
+		for n < min(len(changes), messageElements) && changes[n].Verb == first.Verb && setOf(*changes[n].Elem) == set {
+			n++
 		}
+		elems := make([]state.Elem, n)
+		for i, c := range changes[:n] {
+			elems[i] = *c.Elem
+		}
+		changes = changes[n:]
 		if first.Verb != state.Add {
 			msgs = append(msgs, elemsMessage(unix.NFT_MSG_DELSETELEM, elems))
 		}

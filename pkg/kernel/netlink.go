@@ -326,20 +326,21 @@ func (c *conn) batch(ctx context.Context, msgs []message) []error {
 func (c *conn) sendBatch(msgs []message, errs []error, size int) error {
 	first := c.seq + 1
 	b := make([]byte, 0, size)
+	// Only the last asks for an answer; those that fail answer unasked, and before it.
+	msgs[len(msgs)-1].setFlags(unix.NLM_F_ACK)
 	for _, m := range msgs {
 		c.seq++
-		m.setFlags(unix.NLM_F_ACK)
 		m.seal(c.seq)
 		b = append(b, m...)
 	}
 	if err := c.send(b); err != nil {
 		return err
 	}
-	for left := len(msgs); left > 0; {
+	for done := false; !done; {
 		err := c.receive(func(typ, flags uint16, seq uint32, data []byte) {
 			if i := int(seq - first); typ == unix.NLMSG_ERROR && i >= 0 && i < len(msgs) {
 				errs[i] = answerError(typ, flags, data)
-				left--
+				done = done || i == len(msgs)-1
 			}
 		})
 		if err != nil {
@@ -366,7 +367,11 @@ func (c *conn) transaction(ctx context.Context, msgs []message) error {
 	c.seq++
 	first := c.seq
 	begin.seal(first)
-	b := append([]byte(nil), begin...)
+	size := len(begin) + len(end)
+	for _, m := range msgs {
+		size += len(m)
+	}
+	b := append(make([]byte, 0, size), begin...)
 	// Only the last message asks for an answer; those that fail answer unasked.
 	msgs[len(msgs)-1].setFlags(unix.NLM_F_ACK)
 	for _, m := range msgs {

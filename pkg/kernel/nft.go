@@ -30,6 +30,7 @@ const (
 
 	// elemsPerLink is about how many elements a VM has, to make room for them.
 	elemsPerLink = 24
+	elemBytes    = 64 // and how long one is in a message
 
 	// generationTries bounds how often the table is read again because somebody
 	// changed the ruleset meanwhile.
@@ -506,6 +507,7 @@ func elemsMessage(typ uint16, elems []state.Elem) message {
 		flags = unix.NLM_F_CREATE
 	}
 	m := familyMessage(familyOf(elems[0]), typ, flags).str(unix.NFTA_SET_ELEM_LIST_SET, setOf(elems[0]))
+	m = slices.Grow(m, elemBytes*len(elems))
 	return m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
 		for _, e := range elems {
 			m = m.nest(unix.NFTA_LIST_ELEM, func(m message) message {
