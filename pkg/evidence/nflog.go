@@ -37,26 +37,44 @@ func subscribe(group uint16) (*netlink.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
+	if err := bind(c, group); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("listen to group %d: %w", group, err)
+	}
+	return c, nil
+}
+
+// bind asks for the group and waits for the answer. Packets may come before it, which
+// is why this is not Execute: they are left out.
+func bind(c *netlink.Conn, group uint16) error {
 	mode := binary.BigEndian.AppendUint32(nil, packetBytes)
-	for _, a := range []netlink.Attribute{
+	b, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: configCommand, Data: []byte{commandBind}},
 		{Type: configMode, Data: append(mode, copyPacket, 0)},
 		{Type: configThresh, Data: binary.BigEndian.AppendUint32(nil, 1)}, // each at once
-	} {
-		b, err := netlink.MarshalAttributes([]netlink.Attribute{a})
-		if err == nil {
-			header := binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}, group)
-			_, err = c.Execute(netlink.Message{
-				Header: netlink.Header{Type: subsystem | messageConfig, Flags: netlink.Request | netlink.Acknowledge},
-				Data:   append(header, b...),
-			})
-		}
+	})
+	if err != nil {
+		return err
+	}
+	header := binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}, group)
+	sent, err := c.Send(netlink.Message{
+		Header: netlink.Header{Type: subsystem | messageConfig, Flags: netlink.Request | netlink.Acknowledge},
+		Data:   append(header, b...),
+	})
+	if err != nil {
+		return err
+	}
+	for {
+		got, err := c.Receive()
 		if err != nil {
-			_ = c.Close()
-			return nil, fmt.Errorf("listen to group %d: %w", group, err)
+			return err
+		}
+		for _, m := range got {
+			if m.Header.Type == netlink.Error && m.Header.Sequence == sent.Header.Sequence {
+				return nil
+			}
 		}
 	}
-	return c, nil
 }
 
 // sample is one packet as the kernel tells of it.
