@@ -252,11 +252,14 @@ func (b *builder) guard(n intent.NIC) {
 	for _, set := range state.TrafficCounters {
 		b.elem(state.Elem{Set: set, Link: n.Bridge})
 	}
-	if n.Network.Gateway4.IsValid() {
-		b.elem(state.Elem{Set: state.SetGateway4, Link: n.Bridge, Addr: host(n.Network.Gateway4)})
-	}
-	if n.Network.Gateway6.IsValid() {
-		b.elem(state.Elem{Set: state.SetGateway6, Link: n.Bridge, Addr: host(n.Network.Gateway6)})
+	// Where this host is the network's router, that is a gateway, too.
+	for _, a := range append([]netip.Addr{n.Network.Gateway4, n.Network.Gateway6}, n.Network.Addrs...) {
+		switch {
+		case a.Is4():
+			b.elem(state.Elem{Set: state.SetGateway4, Link: n.Bridge, Addr: host(a)})
+		case a.Is6():
+			b.elem(state.Elem{Set: state.SetGateway6, Link: n.Bridge, Addr: host(a)})
+		}
 	}
 	if n.Network.Open {
 		b.elem(state.Elem{Set: state.SetOpen, Link: n.Bridge})

@@ -149,7 +149,7 @@ const (
 	SetRedirect = "redirects" // ifname, with a counter: ICMP and ICMPv6 redirects
 	SetFragment = "fragments" // ifname, with a counter: fragments, which are not dropped
 
-	SetGateway4 = "gateway4" // ifname . ipv4_addr: the gateway's address
+	SetGateway4 = "gateway4" // ifname . ipv4_addr: the gateway's address, and the network's
 	SetGateway6 = "gateway6" // ifname . ipv6_addr
 	SetService  = "services" // ifname . inet_proto . inet_service: what the guest may reach on the host
 	SetOpen     = "open"     // ifname: the guest may reach all of the host
