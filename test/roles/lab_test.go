@@ -226,6 +226,18 @@ func (h *host) settled() {
 	}
 }
 
+// wiped is a pass after everything of ours but the bridges is gone.
+func (h *host) wiped() {
+	h.t.Helper()
+	h.run("nft flush ruleset",
+		"ip route flush table all proto 32", "ip -6 route flush table all proto 32",
+		"ip rule flush protocol 32", "ip -6 rule flush protocol 32",
+		"ip neigh flush all nud permanent", "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
+	if h.pass() == 0 {
+		h.t.Errorf("%s: nothing was made again", h.name)
+	}
+}
+
 // patience bounds the wait for a way that must be there; links, neighbours and
 // bridges' ports take a moment.
 const patience = 30 * time.Second

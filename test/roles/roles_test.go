@@ -166,6 +166,12 @@ func TestRouterAndHosts(t *testing.T) {
 				h.settled()
 			}
 			everybody(h1, h2, r.space, g1, g2, net)
+
+			// So does all of it that is made again, as after a reboot.
+			for _, h := range []*host{r, h1, h2} {
+				h.wiped()
+			}
+			everybody(h1, h2, r.space, g1, g2, net)
 			caught(m1)
 			caught(m2)
 			if outside != nil {
