@@ -50,21 +50,21 @@ func TestLevels(t *testing.T) {
 		}
 		return nil
 	}
-	w.step("kea restarted", func() error { return w.border.restart(ctx, secondPool) }, same)
-	w.step("agent restarted", func() error {
+	w.pinged("kea restarted", now, func() error { return w.border.restart(ctx, secondPool) }, same)
+	w.pinged("agent restarted", now, func() error {
 		if err := w.StopAgent(); err != nil {
 			return err
 		}
 		return w.StartAgent(ctx)
 	}, same)
-	w.step("agent killed", func() error {
+	w.pinged("agent killed", now, func() error {
 		if err := w.KillAgent(); err != nil {
 			return err
 		}
 		return w.StartAgent(ctx)
 	}, same)
-	w.step("responder killed", w.newResponder, same)
-	w.step("host's reboot", w.reboot, same)
+	w.pinged("responder killed", now, w.newResponder, same)
+	w.pinged("host's reboot", now, w.reboot, same)
 	w.step("VM's dhcpcd killed", func() error {
 		_, err := console.Run(ctx, killDhcpcd+"; "+startDhcpcd)
 		return err

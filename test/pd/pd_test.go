@@ -49,9 +49,10 @@ type world struct {
 
 // row is a line of the table.
 type row struct {
-	step  string
-	level levels
-	took  time.Duration
+	step    string
+	level   levels
+	took    time.Duration
+	silence string // the longest time without an answer, where that was looked for
 }
 
 // levels are what each level has.
@@ -153,7 +154,7 @@ func (w *world) step(name string, do func() error, check func(levels) error) lev
 		}
 		return err
 	})
-	w.rows = append(w.rows, row{name, now, time.Since(start)})
+	w.rows = append(w.rows, row{step: name, level: now, took: time.Since(start)})
 	if err != nil {
 		w.t.Fatalf("%s: %v\n%+v", name, err, now)
 	}
@@ -284,7 +285,7 @@ func must(t *testing.T, err error) {
 func (w *world) print() {
 	var out strings.Builder
 	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "step\tdelegated at host\tat VM\troutes on host\tping in->out\tping out->in\ttime until so")
+	fmt.Fprintln(table, "step\tdelegated at host\tat VM\troutes on host\tping in->out\tping out->in\ttime until so\tlongest silence")
 	for _, r := range w.rows {
 		routes := r.level.routes
 		if len(routes) == 0 {
@@ -292,10 +293,10 @@ func (w *world) print() {
 		}
 		for i, route := range routes {
 			if i == 0 {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f s\n", r.step, list(r.level.pools), list(r.level.guest), route,
-					came(r.level.in), came(r.level.out), r.took.Seconds())
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f s\t%s\n", r.step, list(r.level.pools), list(r.level.guest), route,
+					came(r.level.in), came(r.level.out), r.took.Seconds(), r.silence)
 			} else {
-				fmt.Fprintf(table, "\t\t\t%s\t\t\t\n", route)
+				fmt.Fprintf(table, "\t\t\t%s\t\t\t\t\n", route)
 			}
 		}
 	}
