@@ -98,6 +98,7 @@ func (o *operation) declare(ctx context.Context, vm intent.VM, c config.Config, 
 	if err != nil {
 		return o.failed("cannot read the host's network", err)
 	}
+	warnings = append(warnings, facts.Closed(vm)...)
 	desired := plan.Build([]intent.VM{vm}, c, facts)
 	var generation uint64
 	if old, err := o.spool.Declaration(vm.UUID); err == nil {

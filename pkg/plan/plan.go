@@ -331,14 +331,7 @@ func (b *builder) host() {
 
 func (b *builder) binding(vm intent.VM, n intent.NIC, mtu uint16) responder.NIC {
 	lease := seconds(n)
-	dns := n.DNS
-	if len(dns) == 0 {
-		dns = n.Network.DNS
-	}
-	if len(dns) == 0 {
-		dns = b.facts.Resolvers
-	}
-	dns4, dns6 := byFamily(dns)
+	dns4, dns6 := byFamily(b.facts.dns(n))
 	ntp4, ntp6 := byFamily(n.NTP)
 	out := responder.NIC{
 		Bridge:     n.Bridge,

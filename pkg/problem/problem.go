@@ -120,6 +120,7 @@ const (
 	WAddressInUse Code = "W101" // somebody else has the address, and the network says to start all the same
 	WProbe        Code = "W102" // the network could not be asked whether somebody has the address
 	WPortInUse    Code = "W115" // a port of the host's that is forwarded to the VM is in use on the host
+	WClosed       Code = "W116" // the VM is told of a server that is this host, which it does not reach there
 	WForwarding   Code = "W203" // ip_forward is off and we may not change it
 	WUplink       Code = "W208" // no default route, so no uplink to masquerade to
 	WLease        Code = "W209" // a lease of another server's cannot be used

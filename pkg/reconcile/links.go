@@ -114,6 +114,15 @@ func (p *pass) warnAsking(n config.Network) {
 	})
 }
 
+// warnClosed finds servers that guests are told of and do not reach.
+func (p *pass) warnClosed() {
+	for _, v := range p.vms {
+		if v.planned {
+			v.problems = append(v.problems, p.facts.Closed(v.intent)...)
+		}
+	}
+}
+
 // warnShadowed finds programs of the host whose ports are forwarded to VMs. It asks
 // only where a port is.
 func (p *pass) warnShadowed(ctx context.Context) {

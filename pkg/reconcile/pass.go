@@ -134,6 +134,7 @@ func (p *pass) locked(ctx context.Context) error {
 	p.warnLinks()
 	p.warnTaps(have)
 	p.warnShadowed(ctx)
+	p.warnClosed()
 	want := p.keep(have)
 	p.changes = state.Diff(have, want)
 	p.repair = len(p.changes) > 0 && len(state.Diff(p.wanted, want)) == 0
