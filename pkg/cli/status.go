@@ -236,6 +236,9 @@ func (c *command) showText(v control.VM) string {
 		for _, a := range n.IPv6 {
 			line("  ipv6", "%s/128", a)
 		}
+		for _, a := range n.Deprecated {
+			line("  ipv6", "%s/128, deprecated: on its way out", a)
+		}
 		for _, p := range n.Prefixes {
 			state := ""
 			if p.Deprecated {

@@ -66,6 +66,8 @@ type NIC struct {
 	Uplink  string   `json:"uplink,omitempty"`
 	IPv4    []string `json:"ipv4,omitempty"`
 	IPv6    []string `json:"ipv6,omitempty"`
+	// Deprecated are IPv6 addresses on their way out, still routed and not given any more.
+	Deprecated []string `json:"deprecated,omitempty"`
 	// Forwards are ports of the host's, like "ipv4 tcp/8022 to 22".
 	Forwards []string `json:"forwards,omitempty"`
 	Relay    []string `json:"relay,omitempty"`  // the DHCP servers that it is relayed to

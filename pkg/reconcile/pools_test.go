@@ -140,6 +140,9 @@ func TestUpstream(t *testing.T) {
 		v.Prefixes[0].Preferred != preferred || v.Prefixes[1].Preferred != preferred || v.Prefixes[1].Until != until {
 		t.Errorf("binding %+v, given %+v", v, b.upstream)
 	}
+	if n := b.loop.Status().VMs[0].NICs[0]; len(n.IPv6) != 1 || n.IPv6[0] != v.Addrs[0].String() || len(n.Deprecated) != 1 || !strings.HasPrefix(n.Deprecated[0], "fd") {
+		t.Errorf("status has %v, deprecated %v", n.IPv6, n.Deprecated)
+	}
 	b.later(50 * time.Minute)
 	b.gives("2001:db8:1:f00::/56", time.Hour) // renewed
 	b.pass()

@@ -239,9 +239,12 @@ func (p *pass) nic(v *vm, n intent.NIC) control.NIC {
 		}
 	}
 	for _, a := range n.Addrs() {
-		if a.Is4() {
+		switch {
+		case a.Is4():
 			c.IPv4 = append(c.IPv4, a.String())
-		} else {
+		case slices.Contains(n.Old6, a):
+			c.Deprecated = append(c.Deprecated, a.String())
+		default:
 			c.IPv6 = append(c.IPv6, a.String())
 		}
 	}
