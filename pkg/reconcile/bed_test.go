@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -23,6 +24,7 @@ import (
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/problem"
 	"github.com/slash32/slash32/pkg/reconcile"
+	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/pkg/spool"
 	"github.com/slash32/slash32/pkg/state"
 	"github.com/slash32/slash32/pkg/userhook"
@@ -44,6 +46,7 @@ type bed struct {
 	log       *logBuffer
 
 	prefixes []userhook.Prefix // that the user's program was told of last
+	relayed  []relay.VM        // that the sockets of relays and responders were asked for last
 
 	mu         sync.Mutex
 	now        time.Duration // what the test's clock is ahead
@@ -241,6 +244,7 @@ func (b *bed) agent(log logrus.FieldLogger) {
 		Launcher: func(string) reconcile.Launcher { return b.resp },
 		Reload:   func(context.Context, string) error { return nil },
 		Prefixes: func(_ string, now []userhook.Prefix) { b.prefixes = now }, // read after a pass
+		Relay:    func(now []relay.VM) { b.relayed = now },                   // the same
 		Upstream: func(string) (spool.Given, bool) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -294,6 +298,12 @@ func (b *bed) try(line string) (string, error) {
 }
 
 // pass has the loop look now and fails the test if that fails.
+// network sets a network of the configuration of the next agent.
+func (b *bed) network(name string, n config.Network) {
+	b.config.Networks = maps.Clone(b.config.Networks) // the loop that runs reads the old ones
+	b.config.Networks[name] = n
+}
+
 func (b *bed) pass() {
 	b.Helper()
 	if err := b.sync(); err != nil {

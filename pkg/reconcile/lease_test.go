@@ -12,7 +12,6 @@ import (
 
 	"github.com/slash32/slash32/pkg/lease"
 	"github.com/slash32/slash32/pkg/mac"
-	"github.com/slash32/slash32/pkg/relay"
 	"github.com/slash32/slash32/test/wait"
 )
 
@@ -282,7 +281,10 @@ func TestLeaseConflict(t *testing.T) {
 // A state directory that cannot be written is a warning, once, and the VM runs.
 func TestLeaseFileRefused(t *testing.T) {
 	b := newBed(t)
-	b.spool.State = "/proc/none"
+	broken := *b.spool
+	broken.State = "/proc/none"
+	b.spool = &broken
+	b.restart()
 	b.run(1, relayedVM)
 	b.pass()
 	b.pass()
@@ -302,14 +304,12 @@ func TestLeaseFileRefused(t *testing.T) {
 // there is something to be said, with servers or without.
 func TestSpeaks(t *testing.T) {
 	b := newBed(t)
-	var got []relay.VM
-	b.loop.Relay = func(vms []relay.VM) { got = vms }
 	b.run(1, relayedVM)
 	b.run(2, `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface><prefix net="2001:db8:7::/60" mode="delegate"/></interface></slash32:network>`)
 	b.run(3, `<slash32:network xmlns:slash32='urn:slash32:domain:1'><interface><prefix net="2001:db8:8::/64" mode="slaac"/></interface></slash32:network>`)
 	b.pass()
 	servers := map[uuid.UUID]int{}
-	for _, v := range got {
+	for _, v := range b.relayed {
 		servers[v.UUID] = len(v.NICs[0].Servers4) + len(v.NICs[0].Servers6)
 	}
 	if diff := cmp.Diff(map[uuid.UUID]int{id(1): 2, id(2): 0}, servers); diff != "" {

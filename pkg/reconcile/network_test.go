@@ -23,7 +23,7 @@ func TestRouterWithoutVMs(t *testing.T) {
 	n.Name, n.Uplink, n.Downlink, n.Table, n.NAT = "lan", "up0", "lan0", 91, config.NATAll
 	n.Subnets = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}
 	n.Addrs = []netip.Addr{netip.MustParseAddr("10.42.0.1")}
-	b.config.Networks["lan"] = n
+	b.network("lan", n)
 	b.restart()
 	b.pass()
 	stands := func() {
@@ -73,7 +73,7 @@ func TestProxyARP(t *testing.T) {
 	b.lan()
 	n := b.config.Networks["default"]
 	n.Uplink, n.Downlink, n.ProxyARP, n.Subnets = "up0", "lan0", true, []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}
-	b.config.Networks["default"] = n
+	b.network("default", n)
 	b.restart()
 	b.run(1, annotated(`ipv4="10.42.0.7"`))
 	b.pass()
@@ -105,7 +105,7 @@ func TestLinkWarnings(t *testing.T) {
 	b.lan()
 	n := b.config.Networks["default"]
 	n.Uplink, n.Table = "lan0", 91
-	b.config.Networks["default"] = n
+	b.network("default", n)
 	b.restart()
 	b.run(1, annotated(`ipv4="10.42.0.7"`))
 	for _, step := range []struct{ do, want string }{
@@ -128,7 +128,7 @@ func TestTableIsKept(t *testing.T) {
 	b := newBed(t)
 	n := b.config.Networks["default"]
 	n.Table = 91
-	b.config.Networks["default"] = n
+	b.network("default", n)
 	b.restart()
 	b.run(1, annotated(`ipv4="10.42.0.7"`))
 	b.pass()

@@ -11,7 +11,7 @@ func TestProxyNDP(t *testing.T) {
 	b := newBed(t)
 	n := b.config.Networks["default"]
 	n.Uplink, n.ProxyNDP = "up0", true
-	b.config.Networks["default"] = n
+	b.network("default", n)
 	b.restart()
 	proxies := func() string { return strings.ReplaceAll(b.sh("ip -6 neigh show proxy"), " \n", "\n") }
 
