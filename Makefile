@@ -23,7 +23,7 @@ UNITS = slash32d.service slash32-responder@.service
 MANPAGES = $(wildcard packaging/man/*.[1578])
 
 .DEFAULT_GOAL = build
-.PHONY: build test test-clients bench demo fuzz lint install uninstall clean help
+.PHONY: build test test-clients bench demo fuzz race lint install uninstall clean help
 
 # The older garbage collector takes the responder 50 KiB less for each VM.
 build: ## build the four programs into bin/
@@ -52,6 +52,9 @@ demo: ## install what it needs, then show a VM's whole life in a lab (as root)
 
 fuzz: ## fuzz every parser for FUZZTIME (30s)
 	test/fuzz $(FUZZTIME)
+
+race: ## the packages' tests under the race detector (as root)
+	$(GO) test -race -count=1 -tags libvirt_dlopen ./pkg/...
 
 lint: ## go vet, gofmt, staticcheck
 	test/lint

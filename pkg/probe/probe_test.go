@@ -102,7 +102,7 @@ func TestRun(t *testing.T) {
 		{"nobody", []Target{{a("192.0.2.8"), "up0", true, true}, {a("2001:db8::8"), "up0", true, true}}, nil},
 	} {
 		// On this thread: it alone is in the namespace. Who answers ends the wait.
-		hits, errs := Run(t.Context(), c.targets, 2*time.Second)
+		hits, errs := Run(t.Context(), c.targets, 4*time.Second)
 		slices.SortFunc(hits, func(x, y Hit) int { return x.Addr.Compare(y.Addr) })
 		if d := cmp.Diff(c.want, hits, cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); d != "" || len(errs) > 0 {
 			t.Errorf("%s: errors %v, hits (-want +got):\n%s", c.name, errs, d)

@@ -38,7 +38,7 @@ func TestCulprit(t *testing.T) {
 	<-seen // it watches
 	b.run(1, annotated(`ipv4="10.42.0.7"`))
 	b.pass()
-	last := 0
+	var fights []int
 	for range 8 {
 		cmd := exec.Command("nft", "delete", "table", "inet", "slash32")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -48,17 +48,17 @@ func TestCulprit(t *testing.T) {
 			out, err := b.try("nft list set inet slash32 guard4")
 			return err == nil && strings.Contains(out, "10.42.0.7")
 		})
-		if last == 0 && strings.Contains(b.log.String(), "keeps changing") {
-			last = cmd.Process.Pid
-		}
+		fights = append(fights, cmd.Process.Pid)
 	}
 	b.pass()
 	log := b.log.String()
 	if n := strings.Count(log, "keeps changing what slash32 set up"); n != 1 {
 		t.Errorf("the line is there %d times", n)
 	}
-	if !strings.Contains(log, fmt.Sprintf(`\"nft\" (last as process %d) keeps changing`, last)) {
-		t.Errorf("process %d of nft is not named", last)
+	if !slices.ContainsFunc(fights, func(pid int) bool {
+		return strings.Contains(log, fmt.Sprintf(`\"nft\" (last as process %d) keeps changing`, pid))
+	}) {
+		t.Errorf("none of the processes %d of nft is named", fights)
 	}
 }
 

@@ -282,8 +282,11 @@ func TestSet(t *testing.T) {
 // TestCredentials: another user's process is not a responder.
 func TestCredentials(t *testing.T) {
 	b := newBed(t)
+	b.relay.apply(nil)
+	b.relay.wg.Wait()
 	asked := 0
 	b.relay.Credentials = func(uint32) bool { asked++; return asked > 1 }
+	b.relay.apply(b.vms)
 	b.send(0, append(header(responder.RelayVersion, 1, 4, 0), append(request(), "first"...)...))
 	b.send(0, append(header(responder.RelayVersion, 1, 4, 0), append(request(), "second"...)...))
 	if got := next(t, b.servers[server4]); !bytes.HasSuffix(got, []byte("second")) {
