@@ -44,17 +44,7 @@ func parseForeignRule(b []byte, set func(name string) []firewall.Case) (chain st
 			}
 		case unix.NFTA_RULE_EXPRESSIONS:
 			attrs(d, func(_ uint16, d []byte) {
-				var name string
-				var data []byte
-				attrs(d, func(typ uint16, d []byte) {
-					switch typ {
-					case exprName:
-						name = cString(d)
-					case exprData:
-						data = d
-					}
-				})
-				p.expression(name, data)
+				p.expression(named(d, exprName, exprData))
 			})
 		}
 	})
@@ -123,16 +113,7 @@ func (p *ruleParser) expression(name string, b []byte) {
 	case "queue":
 		p.rule.Verdict = firewall.Other
 	case "match", "target":
-		var x string
-		var info []byte
-		attrs(b, func(typ uint16, d []byte) {
-			switch typ {
-			case xtName:
-				x = cString(d)
-			case xtInfo:
-				info = d
-			}
-		})
+		x, info := named(b, xtName, xtInfo)
 		if name == "match" {
 			p.xtMatch(x, info)
 		} else {

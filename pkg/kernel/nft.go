@@ -251,6 +251,20 @@ func hashed(b []byte, keep ...uint16) string {
 	return string(s)
 }
 
+// named reads what consists of a name and data: an expression, or an extension of
+// iptables.
+func named(b []byte, nameType, dataType uint16) (name string, data []byte) {
+	attrs(b, func(typ uint16, d []byte) {
+		switch typ {
+		case nameType:
+			name = cString(d)
+		case dataType:
+			data = d
+		}
+	})
+	return name, data
+}
+
 // names reads the table's name and a chain's: attributes 1 and 3 of a chain.
 func names(b []byte) (table, chain string) {
 	nftAttrs(b, func(typ uint16, d []byte) {

@@ -82,16 +82,7 @@ func (m message) limit(typ uint16, connections uint32) message {
 // parseLimit reads how many connections an element allows; 0 where it is another
 // kind of expression.
 func parseLimit(b []byte) (connections uint32) {
-	var name string
-	var data []byte
-	attrs(b, func(typ uint16, d []byte) {
-		switch typ {
-		case unix.NFTA_EXPR_NAME:
-			name = cString(d)
-		case unix.NFTA_EXPR_DATA:
-			data = d
-		}
-	})
+	name, data := named(b, unix.NFTA_EXPR_NAME, unix.NFTA_EXPR_DATA)
 	if name != connlimitExpr {
 		return 0
 	}
