@@ -113,25 +113,11 @@ func prefixOver(from, to []byte) netip.Prefix {
 	first, _ := netip.AddrFromSlice(from)
 	last, _ := netip.AddrFromSlice(to)
 	for bits := range first.BitLen() {
-		if p := netip.PrefixFrom(first, bits); p.Masked() == p && lastOf(p) == last {
+		if p := netip.PrefixFrom(first, bits); p.Masked() == p && state.Last(p) == last {
 			return p
 		}
 	}
 	return netip.PrefixFrom(first, first.BitLen())
-}
-
-// lastOf is the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := range b {
-		if free := 8*(i+1) - p.Bits(); free >= 8 {
-			b[i] = 0xff
-		} else if free > 0 {
-			b[i] |= 1<<free - 1
-		}
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }
 
 // rangeKeys are the first and the last key of an element of prefixes, nil for
@@ -150,7 +136,7 @@ func rangeKeys(e state.Elem) (first, last []byte) {
 	for _, p := range []netip.Prefix{e.Addr, e.Peer} {
 		if p.IsValid() {
 			first = append(first, p.Masked().Addr().AsSlice()...)
-			last = append(last, lastOf(p.Masked()).AsSlice()...)
+			last = append(last, state.Last(p.Masked()).AsSlice()...)
 		}
 	}
 	return first, last

@@ -277,21 +277,10 @@ func (b *builder) local() {
 			set = state.SetLocal6
 		}
 		b.elem(state.Elem{Set: set, Addr: host(p.Addr())})
-		if after := behind(p); after.IsValid() {
+		if after := state.Last(p).Next(); after.IsValid() { // else it ends with the last of all
 			b.elem(state.Elem{Set: set, Addr: host(after), End: true})
 		}
 	}
-}
-
-// behind is the first address after a prefix; not valid when it has the last of
-// all.
-func behind(p netip.Prefix) netip.Addr {
-	last := p.Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(last); i++ {
-		last[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(last)
-	return a.Next()
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

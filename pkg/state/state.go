@@ -274,6 +274,16 @@ func elemOf(e Elem, link string, own map[netip.Prefix]bool) bool {
 	return e.Link == link
 }
 
+// Last is the last address of a prefix, whose bits beyond its length are zero.
+func Last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
 // Split returns the parts of an IPv6 prefix that SetGuard6, SetMasq6 and SetSNAT6 have
 // elements for: itself when its length is one of PrefixLengths, else those of the
 // next longer one, at most 8. For a prefix longer than /64 or shorter than /45
