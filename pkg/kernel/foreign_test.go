@@ -11,29 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/firewall"
+	"github.com/slash32/slash32/pkg/firewall/firewalltest"
 	"github.com/slash32/slash32/pkg/kernel"
 )
-
-// docker is what Docker 20 to 27 leaves in table ip filter with no container.
-const docker = `*filter
-:FORWARD DROP [0:0]
-:DOCKER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
-:DOCKER-USER - [0:0]
--A FORWARD -j DOCKER-USER
--A FORWARD -j DOCKER-ISOLATION-STAGE-1
--A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -o docker0 -j DOCKER
--A FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A FORWARD -i docker0 -o docker0 -j ACCEPT
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
--A DOCKER-USER -j RETURN
-COMMIT
-`
 
 func restore(t testing.TB, program, rules string) {
 	t.Helper()
@@ -103,18 +83,18 @@ func TestForwarding(t *testing.T) {
 		iptables, nft string
 		want          []want
 	}{
-		"docker": {iptables: docker, want: []want{
+		"docker": {iptables: firewalltest.Docker, want: []want{
 			{out, "ip filter: dropped by the policy of chain FORWARD"}, {in, "ip filter: dropped by the policy of chain FORWARD"},
 			{forwarded("docker0", "eth0", new_), "ip filter: accepted"}, {forwarded("eth0", "docker0", established), "ip filter: accepted"},
 			{forwarded("docker0", "s32-a", new_), "ip filter: accepted"},
 		}},
-		"docker half open": {iptables: docker + "*filter\n-I DOCKER-USER -i s32-+ -j ACCEPT\n-I DOCKER-USER -o s32-+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n", want: []want{
+		"docker half open": {iptables: firewalltest.Docker + "*filter\n-I DOCKER-USER -i s32-+ -j ACCEPT\n-I DOCKER-USER -o s32-+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n", want: []want{
 			{out, "ip filter: accepted"}, {reply, "ip filter: accepted"}, {in, "ip filter: dropped by the policy of chain FORWARD"},
 		}},
-		"docker by group": {iptables: docker + "*filter\n-I DOCKER-USER -m devgroup --src-group 32 -j ACCEPT\nCOMMIT\n", want: []want{
+		"docker by group": {iptables: firewalltest.Docker + "*filter\n-I DOCKER-USER -m devgroup --src-group 32 -j ACCEPT\nCOMMIT\n", want: []want{
 			{out, "ip filter: accepted"}, {reply, "ip filter: dropped by the policy of chain FORWARD"},
 		}},
-		"after the return": {iptables: docker + "*filter\n-A DOCKER-USER -i s32-+ -j ACCEPT\nCOMMIT\n", want: []want{
+		"after the return": {iptables: firewalltest.Docker + "*filter\n-A DOCKER-USER -i s32-+ -j ACCEPT\nCOMMIT\n", want: []want{
 			{out, "ip filter: dropped by the policy of chain FORWARD"},
 		}},
 		"what is not known": {iptables: "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -p tcp --dport 22 -j ACCEPT\n-A FORWARD -p udp -j ACCEPT\n-A FORWARD -m limit --limit 1/s -j LOG\nCOMMIT\n", want: []want{
@@ -146,7 +126,7 @@ func TestForwarding(t *testing.T) {
 			{with(with(in, firewall.Source, 192, 0, 2, 1), firewall.Destination, 10, 42, 0, 7), "ip fw: accepted"},
 			{with(with(in, firewall.Source, 192, 0, 2, 1), firewall.Destination, 10, 99, 0, 7), "ip fw: dropped by chain forward"},
 		}},
-		"two tables": {iptables: docker, nft: `table inet o { chain f { type filter hook forward priority 10; iifname "s32-*" counter log prefix "x" reject; }; }`, want: []want{
+		"two tables": {iptables: firewalltest.Docker, nft: `table inet o { chain f { type filter hook forward priority 10; iifname "s32-*" counter log prefix "x" reject; }; }`, want: []want{
 			{out, "ip filter: dropped by the policy of chain FORWARD; inet o: dropped by chain f"},
 			{in, "ip filter: dropped by the policy of chain FORWARD; inet o: accepted"},
 		}},
@@ -193,7 +173,7 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	must(true, false) // there is no such table
-	restore(t, "iptables-nft-restore", docker+"*filter\n-I DOCKER-USER -s 198.51.100.1 -j DROP\nCOMMIT\n")
+	restore(t, "iptables-nft-restore", firewalltest.Docker+"*filter\n-I DOCKER-USER -s 198.51.100.1 -j DROP\nCOMMIT\n")
 	before := run(t, "iptables-nft -S")
 	must(false, false)
 	must(true, true)
@@ -251,7 +231,7 @@ func TestWatchOthers(t *testing.T) {
 	reasons, done := make(chan string, 64), make(chan error, 1)
 	go func() { done <- k.Watch(ctx, func(r string) { reasons <- r }) }()
 	<-reasons // watching
-	restore(t, "iptables-nft-restore", docker)
+	restore(t, "iptables-nft-restore", firewalltest.Docker)
 	<-foreign
 	select {
 	case r := <-reasons:

@@ -5,29 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/slash32/slash32/pkg/firewall/firewalltest"
 	"github.com/slash32/slash32/test/wait"
 )
-
-// docker is what Docker leaves in table filter of one family, with no container.
-const docker = `*filter
-:FORWARD DROP [0:0]
-:DOCKER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
-:DOCKER-USER - [0:0]
--A FORWARD -j DOCKER-USER
--A FORWARD -j DOCKER-ISOLATION-STAGE-1
--A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -o docker0 -j DOCKER
--A FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A FORWARD -i docker0 -o docker0 -j ACCEPT
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
--A DOCKER-USER -j RETURN
-COMMIT
-`
 
 // story is one firewall: its rules drop what guests send and are sent; doctor says so;
 // what it says to run helps. Then the agent is to see to it.
@@ -85,7 +65,7 @@ func iptables(l *lab) string {
 
 func TestDocker(t *testing.T) {
 	load := func(l *lab) {
-		l.host.do("iptables-nft-restore --noflush <<-'END'\n" + docker + "END\nip6tables-nft-restore --noflush <<-'END'\n" + docker + "END")
+		l.host.do("iptables-nft-restore --noflush <<-'END'\n" + firewalltest.Docker + "END\nip6tables-nft-restore --noflush <<-'END'\n" + firewalltest.Docker + "END")
 	}
 	again := func(l *lab) {
 		l.host.do("iptables -F; iptables -X; iptables -P FORWARD ACCEPT; ip6tables -F; ip6tables -X; ip6tables -P FORWARD ACCEPT")
@@ -101,7 +81,7 @@ func TestDocker(t *testing.T) {
 // TestUninstall: the agent's rules in other programs' chains go with it.
 func TestUninstall(t *testing.T) {
 	l := newLab(t)
-	l.host.do("iptables-nft-restore --noflush <<-'END'\n" + docker + "END\nnft add table inet firewalld; nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy drop; }'")
+	l.host.do("iptables-nft-restore --noflush <<-'END'\n" + firewalltest.Docker + "END\nnft add table inet firewalld; nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy drop; }'")
 	before := l.host.do("iptables -S; nft list table inet firewalld")
 	l.configure("manage")
 	wait.For(t, limit, "the agent's rules", func() bool { return l.mine() == 4 })
