@@ -94,7 +94,7 @@ ifeq ($(DESTDIR),)
 	packaging/activate $(LIBEXECDIR)
 endif
 
-uninstall: ## remove what install has put there; your own configuration and the lease files stay
+uninstall: ## remove what install has put there; your own configuration, lease files and counters stay
 ifeq ($(DESTDIR),)
 	packaging/deactivate
 endif

@@ -32,12 +32,6 @@ const (
 	priorityService = 0   // after connection tracking
 	priorityTraffic = 300 // after everybody's filters: what they drop is not counted
 
-	// The words of the registers behind an interface's name, which takes four.
-	word4 = unix.NFT_REG32_04
-	word5 = unix.NFT_REG32_05
-	word6 = unix.NFT_REG32_06
-	word8 = unix.NFT_REG32_08
-
 	// The kernel's share in bounding the log: samples a second, of all guests
 	// together, for each reason. The agent lets a few a minute through.
 	sampleRate  = 5
@@ -117,7 +111,7 @@ func serviceChains() []chain {
 		{name: "to_host", rules: [][]expr.Any{
 			rule(ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), leave),
 			rule(iifname(), lookup(state.SetOpen), leave),
-			rule(iifname(), part{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: word4}}, load(destPort(), word5), lookup(state.SetService), leave),
+			rule(iifname(), part{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: firstRegister + 4}}, load(destPort(), firstRegister+5), lookup(state.SetService), leave),
 			rule(ipv4(), layer4(protoICMP), load(icmpType(), 1), equal([]byte{typeEcho}), iifname(), load(daddr4(), 2), lookup(state.SetGateway4), leave),
 			rule(ipv6(), layer4(protoICMPv6), load(icmpType(), 1), equal([]byte{typeEcho6}), iifname(), load(daddr6(), 2), lookup(state.SetGateway6), leave),
 			rule(ipv6(), layer4(protoICMPv6), load(icmpType(), 1), equal([]byte{typeNeighbrAdvert}), leave),
@@ -160,7 +154,7 @@ func trafficChains() []chain {
 func arpChains() []chain {
 	return []chain{
 		{family: unix.NFPROTO_ARP, name: "from_guest", rules: append([][]expr.Any{
-			rule(iifname(), load(etherSource(), word4), load(arpSenderMAC(), word6), load(arpSender(), word8), lookup(state.SetARP), verdict(expr.VerdictDrop, "")),
+			rule(iifname(), load(etherSource(), firstRegister+4), load(arpSenderMAC(), firstRegister+6), load(arpSender(), firstRegister+8), lookup(state.SetARP), verdict(expr.VerdictDrop, "")),
 		}, counted(state.SetSpoofARP)...)},
 		{family: unix.NFPROTO_ARP, name: "input", kind: "filter", hook: hookARPInput, priority: priorityService, rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "from_guest")),

@@ -16,7 +16,7 @@ func typeService() datatype { return datatype{13, 2} }
 const (
 	priorityDestNAT = -100 // NF_IP_PRI_NAT_DST
 	statusDNAT      = 1 << 5
-	firstRegister   = unix.NFT_REG32_00 // the first of the registers of four bytes, where register 1 is, too
+	firstRegister   = unix.NFT_REG32_00 // the first of the registers of four bytes, where register 1 is, too; the name of an interface takes four
 	keyField        = 4                 // bytes that a field of a concatenation is padded to
 )
 
