@@ -127,11 +127,13 @@ func (p *pass) warnClosed() {
 // only where a port is.
 func (p *pass) warnShadowed(ctx context.Context) {
 	var listeners []intent.Listener
+	asked := false
 	for _, v := range p.vms {
 		if !v.planned || len(v.intent.Ports()) == 0 {
 			continue
 		}
-		if listeners == nil {
+		if !asked {
+			asked = true
 			var err error
 			if listeners, err = p.Kernel.Listeners(ctx); err != nil {
 				p.bad = append(p.bad, err)

@@ -59,7 +59,7 @@ func unescaped(entries []fs.DirEntry, file func(name string) string) []string {
 // broken is set aside and is an error; the pool is empty then, too.
 func (s *Spool) Pool(network string) (pool.Pool, error) {
 	path := s.PoolFile(network)
-	b, err := readPool(path)
+	b, err := readSmall(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return pool.Pool{Version: pool.FileVersion}, nil
 	}
@@ -77,9 +77,9 @@ func (s *Spool) Pool(network string) (pool.Pool, error) {
 	return pool.Pool{Version: pool.FileVersion}, fmt.Errorf("read the pool of network %q: %s: %w; it is set aside as %s", network, path, err, aside)
 }
 
-// readPool reads a file of at most maxFile bytes; the rest is left, so that a
-// longer one is no pool.
-func readPool(path string) ([]byte, error) {
+// readSmall reads a file of at most maxFile bytes. A longer one reads as empty, which
+// none of ours is.
+func readSmall(path string) ([]byte, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return nil, err

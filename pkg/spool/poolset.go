@@ -48,7 +48,7 @@ func (s *Spool) OpenPools(c config.Config, now time.Time) (*PoolSet, []error) {
 // needs no lock and writes nothing. Do not Save what it returns.
 func (s *Spool) PreviewPools(c config.Config, now time.Time) (*PoolSet, []error) {
 	read := func(network string) (pool.Pool, error) {
-		b, err := readPool(s.PoolFile(network))
+		b, err := readSmall(s.PoolFile(network))
 		if errors.Is(err, fs.ErrNotExist) {
 			return pool.Pool{Version: pool.FileVersion}, nil
 		}

@@ -87,7 +87,7 @@ func asksForTables(c config.Config) bool {
 // readTables reads what is kept. A file that cannot be read is an error and stays:
 // with other tables, the VMs that run would be without routes for a moment.
 func (d Dirs) readTables() (map[string]config.Table, error) {
-	b, err := readPool(d.TablesFile())
+	b, err := readSmall(d.TablesFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return map[string]config.Table{}, nil
 	}
