@@ -19,6 +19,20 @@ func startDhcpcd(l *lab) *process {
 	return l.guest.start("dhcpcd", "-B", "-d", "eth0")
 }
 
+// releaseDhcpcd sends what "dhcpcd -k" sends until it is taken: a signal that
+// comes while its script runs is lost on it, and a router advertisement makes it
+// run at any time.
+func releaseDhcpcd(_ *lab, p *process) {
+	p.t.Helper()
+	until(p.t, func() error {
+		err := contains(p.output.String(), "received SIGALRM")
+		if err != nil {
+			p.signal(syscall.SIGALRM)
+		}
+		return err
+	})
+}
+
 func dhcpcd4() client4 {
 	return client4{
 		row:   "dhcpcd",
@@ -26,11 +40,11 @@ func dhcpcd4() client4 {
 		routes: func(addr string) []string {
 			return []string{"default via " + gateway + " dev eth0 proto dhcp src " + addr + "...", gateway + " dev eth0 proto dhcp scope link src " + addr + "..."}
 		},
-		// A signal that comes while its script runs is lost on it.
+		// Its announcements end when its script has run.
 		settled: func(_ *lab, p *process, addr string) {
 			until(p.t, func() error { return contains(p.output.String(), "ARP announcing "+addr+" (2 of 2)") })
 		},
-		release:  func(_ *lab, p *process) { p.signal(syscall.SIGALRM) }, // what "dhcpcd -k" sends
+		release:  releaseDhcpcd,
 		resolver: []string{"cat /etc/resolv.conf", "nameserver 9.9.9.9", "domain example.org", "search example.org eng.example.org"},
 		mtu:      []string{"ip -4 route show default | grep -o 'mtu .*'", "mtu " + mtu},
 		short:    [3]uint32{3, 8, 40},
@@ -43,7 +57,7 @@ func dhcpcd6() client6 {
 		start:    startDhcpcd,
 		confirms: true,
 		settled:  func(l *lab, p *process, _ string) { dhcpcd4().settled(l, p, first) },
-		release:  func(_ *lab, p *process) { p.signal(syscall.SIGALRM) },
+		release:  releaseDhcpcd,
 		resolver: []string{"cat /etc/resolv.conf", "nameserver 2620:fe::fe"},
 	}
 }
