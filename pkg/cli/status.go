@@ -100,7 +100,7 @@ func (c *command) statusText(s control.Status) string {
 // spoofed is how many packets were dropped for what the guest claimed in them.
 func spoofed(s control.Spoofed) (n uint64) {
 	for reason, count := range s.Reasons() {
-		if reason != "closed" {
+		if reason != "closed" && reason != "apart" {
 			n += count
 		}
 	}
@@ -269,6 +269,9 @@ func (c *command) showText(v control.VM) string {
 		}
 		line("  spoofed", "%s", spoofedText(n.Spoofed))
 		line("  closed", "%d to the host's services; %d fragments, not dropped", n.Spoofed.Closed, n.Spoofed.Fragments)
+		if n.Spoofed.Apart > 0 {
+			line("  apart", "%d from it to others and from them to it: its network is isolated", n.Spoofed.Apart)
+		}
 		line("  in", "%s", classesText(n.Traffic.In))
 		line("  out", "%s", classesText(n.Traffic.Out))
 		for _, r := range v.Responder.NICs {

@@ -114,6 +114,7 @@ type Spoofed struct {
 	RA        uint64 `json:"ra"`        // router advertisements
 	Redirect  uint64 `json:"redirect"`  // ICMP and ICMPv6 redirects
 	Closed    uint64 `json:"closed"`    // to a port of the host that is not open to guests
+	Apart     uint64 `json:"apart"`     // to and from others, when its network is isolated
 	Fragments uint64 `json:"fragments"` // of the guest's own packets; not dropped
 }
 
@@ -123,6 +124,7 @@ func (s Spoofed) Reasons() map[string]uint64 {
 	return map[string]uint64{
 		"spoof4": s.IPv4, "spoof6": s.IPv6, "spoof_mac": s.MAC, "spoof_arp": s.ARP, "spoof_nd": s.ND,
 		"rogue_ra": s.RA, "redirects": s.Redirect, "rogue": s.Rogue, "closed": s.Closed,
+		"apart": s.Apart,
 	}
 }
 

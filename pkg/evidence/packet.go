@@ -22,6 +22,7 @@ func reason(set string) string {
 		"rogue_ra":  "a router advertisement",
 		"redirects": "a redirect",
 		"rogue":     "a DHCP server's message",
+		"apart":     "to others, since its network is isolated",
 		"closed":    "to a service of the host that is not open to guests",
 	}
 	if t := texts[set]; t != "" {

@@ -209,6 +209,11 @@ func TestIsolatedAndTranslated(t *testing.T) {
 	silence(t, l.guest[0], "", gateway4, box[1], l.host, good(1), public...)
 	silence(t, l.guest[2], "", gateway4, box[1], l.host, good(1), public...)
 	silence(t, l.guest[0], "", gateway4, box[2], l.host, good(2), at(own4+"2", inboxPort), at(own6+"2", inboxPort))
+	for link, want := range map[string]uint64{"s32-vm0": 20, "s32-vm1": 16, "s32-vm2": 0} { // the third is not isolated itself
+		if got := spoofed(t, l.k, link).Apart; got != want {
+			t.Errorf("%d packets of %s counted as kept apart, want %d", got, link, want)
+		}
+	}
 }
 
 // TestUntrackedAndTheHost: guests that are not tracked, one of them in a table of its
@@ -326,8 +331,15 @@ func TestIsolatedBySubnets(t *testing.T) {
 	for _, x := range []struct{ src, to string }{{own4 + "0", inet4}, {"10.99.0.7", inet4}, {own6, inet6}, {"2001:db8:a0:5::7", inet6}} {
 		silence(t, l.guest[0], x.src, gateway4, box, l.host, at(inet4, inboxPort), at(x.to, inboxPort))
 	}
+	// One plain and one that came in fragments each.
+	if got := spoofed(t, l.k, "s32-vm0").Apart; got != 8 {
+		t.Errorf("%d packets of the guest counted as kept apart, want 8", got)
+	}
 	own := l.guest[0].inbox(inboxPort)
 	silence(t, l.inet, "", host4, own, l.host, at(own4+"0", inboxPort), at("10.99.0.7", inboxPort), at("2001:db8:a0:5::7", inboxPort), at(own4+"0", inboxPort), at(own6, inboxPort))
+	if got := spoofed(t, l.k, "s32-vm0").Apart; got != 16 {
+		t.Errorf("with those to the guest %d packets counted as kept apart, want 16", got)
+	}
 }
 
 // TestLimitAndForward: connections by a forwarded port count as those to the guest.

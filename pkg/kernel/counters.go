@@ -23,6 +23,7 @@ type SpoofCount struct {
 	RA              uint64 // router advertisements
 	Redirect        uint64 // ICMP and ICMPv6 redirects
 	Closed          uint64 // to what is not open on the host
+	Apart           uint64 // to and from others, when it is isolated
 	Fragments       uint64 // of its own packets; not dropped
 }
 
@@ -47,7 +48,7 @@ func (c *SpoofCount) of(set string) *uint64 {
 	return map[string]*uint64{
 		state.SetSpoof4: &c.IPv4, state.SetSpoof6: &c.IPv6, state.SetSpoofMAC: &c.MAC,
 		state.SetSpoofARP: &c.ARP, state.SetSpoofND: &c.ND, state.SetRogueRA: &c.RA, state.SetRedirect: &c.Redirect,
-		state.SetRogue: &c.Rogue, state.SetClosed: &c.Closed, state.SetFragment: &c.Fragments,
+		state.SetRogue: &c.Rogue, state.SetClosed: &c.Closed, state.SetApart: &c.Apart, state.SetFragment: &c.Fragments,
 	}[set]
 }
 

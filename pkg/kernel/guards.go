@@ -51,7 +51,7 @@ func guardSets() []set {
 		{family: unix.NFPROTO_ARP, name: state.SetARP, key: []datatype{typeIfname(), typeEther(), typeEther(), typeIPv4()}},
 		{family: unix.NFPROTO_ARP, name: state.SetSpoofARP, key: name, counted: true},
 	}
-	for _, s := range []string{state.SetSpoofND, state.SetRogueRA, state.SetRedirect, state.SetClosed, state.SetFragment} {
+	for _, s := range []string{state.SetSpoofND, state.SetRogueRA, state.SetRedirect, state.SetClosed, state.SetApart, state.SetFragment} {
 		list = append(list, set{name: s, key: name, counted: true})
 	}
 	for _, s := range state.TrafficCounters {

@@ -209,25 +209,25 @@ func chains() []chain {
 		}},
 		// Of what is between isolated VMs and others, errors about something else pass,
 		// and what a VM sends to itself by way of the host.
-		{name: "apart", rules: [][]expr.Any{
-			rule(ctState(expr.CtStateBitRELATED), verdict(expr.VerdictReturn, "")),
-			rule(iifname(), part{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2}}, lookup(state.SetItself), verdict(expr.VerdictReturn, "")),
+		{name: "apart_from", rules: append(apart(), counted(state.SetApart)...)},
+		{name: "apart_to", rules: append(apart(),
+			rule(oifname(), lookup(state.SetApart), verdict(expr.VerdictDrop, "")),
 			rule(verdict(expr.VerdictDrop, "")),
-		}},
+		)},
 		{name: "isolated_from", rules: [][]expr.Any{
-			rule(toGuest(), verdict(expr.VerdictGoto, "apart")),
-			rule(inside4(), verdict(expr.VerdictGoto, "apart")),
-			rule(inside6(), verdict(expr.VerdictGoto, "apart")),
+			rule(toGuest(), verdict(expr.VerdictGoto, "apart_from")),
+			rule(inside4(), verdict(expr.VerdictGoto, "apart_from")),
+			rule(inside6(), verdict(expr.VerdictGoto, "apart_from")),
 		}},
 		{name: "isolated_to", rules: [][]expr.Any{
-			rule(fromGuest(), verdict(expr.VerdictGoto, "apart")),
+			rule(fromGuest(), verdict(expr.VerdictGoto, "apart_to")),
 			// Of a guest that is not tracked nothing says what an error is about; the MTU
 			// of its paths goes by those of the router, which is inside.
 			rule(ipv4(), untrackedICMP(protoICMP), equal([]byte{typeUnreachable}), verdict(expr.VerdictReturn, "")),
 			rule(ipv4(), untrackedICMP(protoICMP), between(typeTimeExceeded, typeParameter), verdict(expr.VerdictReturn, "")),
 			rule(ipv6(), untrackedICMP(protoICMPv6), between(typeUnreachable6, typeParameter6), verdict(expr.VerdictReturn, "")),
-			rule(inside4(), verdict(expr.VerdictGoto, "apart")),
-			rule(inside6(), verdict(expr.VerdictGoto, "apart")),
+			rule(inside4(), verdict(expr.VerdictGoto, "apart_to")),
+			rule(inside6(), verdict(expr.VerdictGoto, "apart_to")),
 		}},
 		{name: "forwarding", kind: "filter", hook: hookForward, priority: priorityRaw, rules: [][]expr.Any{
 			rule(fromGuest(), verdict(expr.VerdictJump, "through")),
@@ -253,6 +253,14 @@ func chains() []chain {
 			bySource(oifname(), state.SetMasq6, lookup, part{&expr.Masq{}}),
 		)},
 	}, translating(), limiting(), serviceChains(), trafficChains(), arpChains())
+}
+
+// apart lets through what isolation makes an exception for.
+func apart() [][]expr.Any {
+	return [][]expr.Any{
+		rule(ctState(expr.CtStateBitRELATED), verdict(expr.VerdictReturn, "")),
+		rule(iifname(), part{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2}}, lookup(state.SetItself), verdict(expr.VerdictReturn, "")),
+	}
 }
 
 // counted ends a chain: one packet more in the bridge's counter, and dropped,

@@ -155,6 +155,8 @@ const (
 	SetOpen     = "open"     // ifname: the guest may reach all of the host
 	SetClosed   = "closed"   // ifname, with a counter: what it may not, and tried
 
+	SetApart = "apart" // ifname of an isolated bridge, with a counter: what it sent to others, and they to it
+
 	SetLocal4      = "local4"       // ipv4_addr, intervals: whose traffic is counted as local
 	SetLocal6      = "local6"       // ipv6_addr, intervals
 	SetInInternet  = "in_internet"  // ifname, with a counter: forwarded to the guest, from what is not local
@@ -163,9 +165,10 @@ const (
 	SetOutLocal    = "out_local"    // the same to what is
 )
 
-// GuardCounters are the sets that count what a guard met, by bridge.
+// GuardCounters are the sets that count what a guard met, by bridge: SetApart for
+// isolated ones.
 var GuardCounters = [...]string{
-	SetSpoof4, SetSpoof6, SetSpoofMAC, SetSpoofARP, SetSpoofND, SetRogueRA, SetRedirect, SetRogue, SetClosed, SetFragment,
+	SetSpoof4, SetSpoof6, SetSpoofMAC, SetSpoofARP, SetSpoofND, SetRogueRA, SetRedirect, SetRogue, SetClosed, SetApart, SetFragment,
 }
 
 // TrafficCounters are the sets that count what is forwarded, by bridge, in the
