@@ -132,6 +132,55 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// TestHostsFirst: a VM in one table is reached though its address is of the network
+// of the uplink of another.
+func TestHostsFirst(t *testing.T) {
+	l := newLab(t)
+	run(t, "ip address add 198.51.100.2/24 dev wan2")
+	run(t, "ip -6 address add 2001:db8:77::2/64 dev wan2 nodad")
+	c := hostConfig()
+	second := c.Networks["other"]
+	second.Uplink = "wan2"
+	c.Networks["other"] = second
+	c.Networks["third"] = network("third", 101)
+	planned := func(tables ...string) {
+		t.Helper()
+		list := vms(3)
+		for i, name := range tables {
+			list[i].NICs[0].Network = c.Networks[name]
+		}
+		n := &list[1].NICs[0]
+		n.Addrs4, n.Addrs6 = []netip.Addr{netip.MustParseAddr("198.51.100.77")}, []netip.Addr{netip.MustParseAddr("2001:db8:77::77")}
+		f, err := l.k.Facts(context.Background(), plan.Interfaces(c)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		converge(t, l.k, plan.Build(list, c, f).State)
+	}
+	reached := func(text string) {
+		t.Helper()
+		for _, dst := range []string{"198.51.100.77", "2001:db8:77::77"} {
+			if out := run(t, "ip route get "+dst); !strings.Contains(out, "dev s32-vm1") {
+				t.Errorf("%s: the host's way to %s: %s", text, dst, out)
+			}
+			for i, src := range map[int]string{0: "10.1.0.0", 2: "10.1.0.2"} {
+				if strings.Contains(dst, ":") {
+					src = map[int]string{0: "2001:db8::", 2: "2001:db8::2"}[i]
+				}
+				l.guest[i].send(udp(vms(3)[i].NICs[0].MAC, src, dst, 9, text))
+				l.guest[1].until(text)
+			}
+		}
+	}
+	planned("default", "third", "other")
+	reached("in two tables")
+	planned("other", "default", "other")
+	reached("in main")
+	if n := strings.Count(run(t, "ip rule"), "suppress_prefixlength 31"); n != 1 {
+		t.Errorf("%d rules for host routes with one table, want one", n)
+	}
+}
+
 // unreachable tells whether a frame is ICMP's destination unreachable.
 func unreachable(f []byte) bool {
 	if f[12] == 8 {

@@ -35,6 +35,11 @@ const (
 	// addresses.
 	RulePriorityMain = RulePriorityConnected - 1
 
+	// RulePriorityHosts is the first of the same rules for the other tables, where
+	// there are several: the network of one's uplink may have the address of a VM in
+	// another.
+	RulePriorityHosts = 31800
+
 	// TableFirst is the first of the TableCount routing tables that "table: auto"
 	// takes from: of no distribution's rt_tables, and above the 255 of the first
 	// netlink.

@@ -30,6 +30,7 @@ func Interfaces(c config.Config) []string {
 // does not depend on the number of VMs. It reports whether there is such a network.
 func (b *builder) networks(used map[string]bool) bool {
 	any := false
+	own := map[int]config.Table{}
 	for _, name := range slices.Sorted(maps.Keys(b.config.Networks)) {
 		n := b.config.Networks[name]
 		if !used[name] && len(n.Subnets) == 0 {
@@ -38,8 +39,14 @@ func (b *builder) networks(used map[string]bool) bool {
 		any = true
 		b.subnets(n)
 		if i := slices.Index(b.tables, n.Table); i >= 0 && i < marks.RulePriorityRange {
+			own[i] = n.Table
 			b.rules(i, n.Table)
 			b.table(n)
+		}
+	}
+	if len(own) > 1 {
+		for i, table := range own {
+			b.hostsFirst(marks.RulePriorityHosts+i, table)
 		}
 	}
 	return any
@@ -49,24 +56,20 @@ func (b *builder) networks(used map[string]bool) bool {
 // for everybody; the next sends what the VM sends by the table's default route, and
 // the last refuses what found none: it must not leave by main's. Before them, one
 // rule for all tables finds the addresses in main: for those whose packets are
-// marked, and for all before a table's network of which an address is.
+// marked, and for all before a table's network of which an address is. Of several
+// tables each has such a rule.
 //
 // An unreachable default route in the table would say more in "ip route", but the
 // first rule does not suppress routes that refuse (suppress_prefixlength is for
 // routes that lead somewhere): the whole host would be cut off.
 func (b *builder) rules(i int, table config.Table) {
+	b.hostsFirst(marks.RulePriorityMain, config.TableMain)
 	for _, family := range b.families() {
 		b.rule(state.Rule{
 			Family:          family,
 			Priority:        marks.RulePriorityConnected + i,
 			Table:           uint32(table),
 			SuppressDefault: true,
-		})
-		b.rule(state.Rule{
-			Family:         family,
-			Priority:       marks.RulePriorityMain,
-			Table:          uint32(config.TableMain),
-			HostRoutesOnly: true,
 		})
 		b.rule(state.Rule{
 			Family:   family,
@@ -80,6 +83,14 @@ func (b *builder) rules(i int, table config.Table) {
 			Mark:        markOf(i),
 			Unreachable: true,
 		})
+	}
+}
+
+// hostsFirst plans the rule that finds single addresses in a table before any
+// table's network of which they are.
+func (b *builder) hostsFirst(priority int, table config.Table) {
+	for _, family := range b.families() {
+		b.rule(state.Rule{Family: family, Priority: priority, Table: uint32(table), HostRoutesOnly: true})
 	}
 }
 
