@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -211,7 +212,10 @@ func (o *operation) load(ctx context.Context) (source.Result, config.Config, err
 		return r, c, fatal.WithVM(o.name)
 	}
 	if err != nil && r.Annotated {
-		return r, c, o.failed("cannot set up the network", err)
+		if slices.ContainsFunc(r.VM.NICs, func(n intent.NIC) bool { return n.Network.Table == config.TableAuto }) {
+			return r, c, o.failed("cannot set up the network", err)
+		}
+		o.Log.Warn(err) // it is about another network
 	}
 	for _, p := range r.Problems {
 		o.Log.Warn(p.String())

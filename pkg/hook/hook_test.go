@@ -386,3 +386,20 @@ func TestLastOneSwitchesOff(t *testing.T) {
 	}
 	b.wantEmpty("the last release")
 }
+
+// TestTablesCannotBeKept: only a VM whose network waits for a table is refused.
+func TestTablesCannotBeKept(t *testing.T) {
+	b := newBed(t)
+	b.write("slash32.yaml", "networks: {own: {table: auto}, plain: {nat: none}}\n")
+	if err := os.WriteFile(b.spool.TablesFile(), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := b.call("prepare", dom{n: 1, annotation: `network="own" ipv4="203.0.113.41"`})
+	if err == nil || !strings.Contains(err.Error(), "vm1: E130") || !strings.Contains(err.Error(), "tables.json") {
+		t.Errorf("in the network with a table: %v", err)
+	}
+	b.must("prepare", dom{n: 2, annotation: `network="plain" ipv4="203.0.113.42"`})
+	if !strings.Contains(b.log.String(), "tables.json") {
+		t.Errorf("nothing is said of it:\n%s", b.log.String())
+	}
+}
