@@ -107,9 +107,12 @@ func TestLinkWarnings(t *testing.T) {
 	n.Uplink, n.Table = "lan0", 91
 	b.network("default", n)
 	b.restart()
-	b.run(1, annotated(`ipv4="10.42.0.7"`))
+	b.run(1, annotated(`ipv4="10.42.0.7" ipv6="2001:db8::7"`))
 	for _, step := range []struct{ do, want string }{
-		{"ip link set lan0 up", "W220 network default: main has no default route over lan0"},
+		{"ip link set lan0 up", "W220 network default: main has no default route over lan0, so its table has none either and what its VMs send is cut off"},
+		{"ip route add default via 198.51.100.1 dev lan0 onlink metric 9000", "W220 network default: main has no IPv6 default route over lan0, so its table has none either and IPv6 of its VMs is cut off from the world. Fix: name its router (router6), or none"},
+		{"ip -6 route add default via fe80::99 dev lan0 metric 9000", ""},
+		{"ip route del default via 198.51.100.1 dev lan0", "W220 network default: main has no IPv4 default route over lan0"},
 		{"ip route add default via 198.51.100.1 dev lan0 onlink metric 9000", ""},
 		{"ip link set lan0 down", "W220 network default: lan0, its uplink, is down. Fix: ip link set lan0 up"},
 		{"ip link del lan0", "W220 network default: there is no interface lan0, its uplink"},
