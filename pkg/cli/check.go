@@ -224,7 +224,7 @@ func (c *command) plan(ctx context.Context, args []string) error {
 	if err != nil {
 		return fail(ExitError, "read the host's uplinks and resolvers: %w", err)
 	}
-	fmt.Fprint(c.Stderr, text(facts.Closed(r.VM)))
+	fmt.Fprint(c.Stderr, text(append(facts.Lacking([]intent.VM{r.VM}, conf), facts.Closed(r.VM)...)))
 	d := plan.Build([]intent.VM{r.VM}, conf, facts)
 	if c.json {
 		return c.printJSON(planJSON{d.State, d.Bindings[r.VM.UUID]})

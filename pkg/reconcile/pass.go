@@ -131,7 +131,7 @@ func (p *pass) locked(ctx context.Context) error {
 		return err
 	}
 	p.warn(have)
-	p.warnLinks()
+	p.warnings = append(p.warnings, p.facts.Lacking(p.planned(), p.config)...)
 	p.warnTaps(have)
 	p.warnShadowed(ctx)
 	p.warnClosed()
