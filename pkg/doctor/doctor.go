@@ -35,7 +35,6 @@ type Finding struct {
 type Guest struct {
 	VM, Bridge, Tap string
 	IPv4, IPv6      netip.Addr // the first of each; may lack
-	Forwards        bool       // it has ports of the host's
 }
 
 // Facts are what Examine judges.

@@ -32,27 +32,11 @@ func (f Facts) bridged() []Finding {
 			on = append(on, "net.bridge."+name)
 		}
 	}
-	if len(on) == 0 {
+	if len(on) == 0 || len(f.firewalls()) == 0 {
 		return nil
 	}
-	var found []Finding
-	var serving []string
-	for _, g := range f.Guests {
-		if g.Forwards {
-			serving = append(serving, g.VM)
-		}
-	}
-	if len(serving) > 0 {
-		// The bridge translates the frame and would have to send it out of the port that
-		// it came from.
-		found = finding(problem.WBridgeNF, Note, "br_netfilter translates frames before slash32's bridges hand them to the host ("+join(on)+"): guests with forwarded ports are reached by everybody but themselves ("+some(serving)+")",
-			"sysctl -w "+on[0]+"=0, if nothing on this host filters bridged frames by iptables")
-	}
-	if len(f.firewalls()) == 0 {
-		return found
-	}
-	return append(found, finding(problem.WBridgeNF, Note, "br_netfilter filters ("+join(on)+"): frames that a bridge of yours carries between its own ports are dropped by the same chains; slash32's bridges have one port",
-		"sysctl -w "+on[0]+"=0, if nothing on this host filters bridged frames by iptables")...)
+	return finding(problem.WBridgeNF, Note, "br_netfilter filters ("+join(on)+"): frames that a bridge of yours carries between its own ports are dropped by the same chains; slash32's bridges have one port",
+		"sysctl -w "+on[0]+"=0, if nothing on this host filters bridged frames by iptables")
 }
 
 func (f Facts) networkd() []Finding {

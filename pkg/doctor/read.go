@@ -65,7 +65,7 @@ func Guests(s control.Status) []Guest {
 	var gs []Guest
 	for _, v := range s.VMs {
 		for _, n := range v.NICs {
-			g := Guest{VM: v.Name, Bridge: n.Bridge, Tap: n.Tap, Forwards: len(n.Forwards) > 0}
+			g := Guest{VM: v.Name, Bridge: n.Bridge, Tap: n.Tap}
 			// What is none is left invalid: the status is another process's.
 			if len(n.IPv4) > 0 {
 				g.IPv4, _ = netip.ParseAddr(n.IPv4[0])

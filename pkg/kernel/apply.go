@@ -76,6 +76,7 @@ func (a *applier) run(changes []state.Change) (apply func(context.Context, []sta
 		{func(c state.Change) bool { return c.Sysctl != nil }, a.sysctls},
 		{func(c state.Change) bool { return c.Link != nil }, a.links},
 		{func(c state.Change) bool { return c.Tap != nil }, a.taps},
+		{func(c state.Change) bool { return c.Hairpin != nil }, a.hairpins},
 		{func(c state.Change) bool { return c.Proxy != nil }, a.proxies},
 		{func(c state.Change) bool { return c.Addr != nil || c.Neigh != nil || c.Route != nil || c.Rule != nil }, a.batch},
 	} {

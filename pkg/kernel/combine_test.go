@@ -50,7 +50,7 @@ func (l natLab) combine(edit func(*config.Config), vms ...func(*intent.NIC)) {
 }
 
 func vmsOf(c config.Config) []intent.VM {
-	list := vms(3)
+	list := withTaps(vms(3))
 	for i := range list {
 		n := &list[i].NICs[0]
 		n.Network = c.Networks[n.Network.Name]
@@ -170,7 +170,7 @@ func silence(t *testing.T, from machine, src, by string, box <-chan string, good
 func TestIsolatedAndTranslated(t *testing.T) {
 	l := newNATLab(t)
 	l.inet.serve(9)
-	bridgesAlone(t)
+	bridgeNF(t, 1)
 	l.combine(main(func(n *config.Network) { n.Isolate = true }),
 		func(n *intent.NIC) { n.Forwards = ports() },
 		func(n *intent.NIC) {
@@ -381,7 +381,7 @@ func TestSubnetsAndForward(t *testing.T) {
 	l := newNATLab(t)
 	run(t, "sysctl -qw net.ipv6.conf.default.accept_dad=0")
 	far := newMachine(t, "far", "wan2")
-	bridgesAlone(t)
+	bridgeNF(t, 1)
 	for _, line := range []string{
 		"ip link set eth0 up", "ip address add 10.1.0.77/24 dev eth0", "ip -6 address add 2001:db8::77/64 dev eth0 nodad",
 	} {
@@ -426,7 +426,7 @@ func TestTableAndForward(t *testing.T) {
 	l := newNATLab(t)
 	run(t, "sysctl -qw net.ipv6.conf.default.accept_dad=0")
 	inet2 := newMachine(t, "inet2", "wan2")
-	bridgesAlone(t)
+	bridgeNF(t, 1)
 	for _, line := range []string{"ip link set eth0 up", "ip address add 198.51.100.1/24 dev eth0", "ip -6 address add 2001:db8:2::1/64 dev eth0 nodad"} {
 		inet2.run(line)
 	}
@@ -481,7 +481,7 @@ func TestTableAndForward(t *testing.T) {
 // is counted, whatever the guest sees of it, and so it is the same both ways.
 func TestTrafficOfTranslated(t *testing.T) {
 	l := newNATLab(t)
-	bridgesAlone(t)
+	bridgeNF(t, 1)
 	l.inet.serve(9)
 	l.combine(func(c *config.Config) { c.LocalPrefixes = netips("10.0.0.0/8 2001:db8::/64") },
 		func(n *intent.NIC) { n.Forwards = ports() },

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"slices"
@@ -33,6 +34,9 @@ func (k *Kernel) Facts(ctx context.Context, links ...string) (plan.Facts, error)
 	_, ok := k.sysctls["net/ipv6/"]
 	f.NoIPv6 = !ok
 	var err error
+	if f.BridgeNF, err = k.bridgeNF(); err != nil {
+		return plan.Facts{}, err
+	}
 	if f.Uplink4, err = k.uplink(ctx, anywhere4); err != nil {
 		return plan.Facts{}, fmt.Errorf("find the IPv4 uplink: %w", err)
 	}
@@ -55,6 +59,20 @@ func (k *Kernel) Facts(ctx context.Context, links ...string) (plan.Facts, error)
 	}
 	f.Resolvers = resolvers(readFile(resolvConf), readFile(resolvConfSystemd))
 	return f, nil
+}
+
+// bridgeNF tells whether the tables see bridged frames, of either family.
+func (k *Kernel) bridgeNF() (bool, error) {
+	for _, path := range bridgeNF {
+		v, err := k.readSysctl(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		if v == "1" {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // uplink names the interface of the default route in main. A whole BGP table

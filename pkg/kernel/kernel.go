@@ -47,6 +47,9 @@ type Kernel struct {
 	writers writers
 }
 
+// dirBridge has br_netfilter's settings, which may be loaded at any time.
+const dirBridge = "net/bridge/"
+
 // New opens the sockets. Reading needs no privilege, writing CAP_NET_ADMIN.
 func New(log logrus.FieldLogger) (*Kernel, error) {
 	k := &Kernel{log: log, namespace: netns.None(), ioctl: -1, sysctls: map[string]int{}}
@@ -74,7 +77,7 @@ func (k *Kernel) open() error {
 	if k.ioctl, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open socket for interface names: %w", err)
 	}
-	for _, dir := range []string{"net/ipv4/", "net/ipv6/", "net/bridge/"} {
+	for _, dir := range []string{"net/ipv4/", "net/ipv6/", dirBridge} {
 		fd, err := unix.Open("/proc/sys/"+dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.ENOENT) {
 			continue // a kernel without IPv6 or br_netfilter
@@ -150,7 +153,22 @@ func (k *Kernel) openSysctl(path string, flags int) (*os.File, error) {
 		}
 		return os.NewFile(uintptr(fd), "/proc/sys/"+path), nil
 	}
+	if _, open := k.sysctls[dirBridge]; !open && strings.HasPrefix(path, dirBridge) {
+		return k.openLater(path, flags)
+	}
 	return nil, &os.PathError{Op: "open", Path: "/proc/sys/" + path, Err: os.ErrNotExist}
+}
+
+// openLater opens a path of a module that was not there when the Kernel was opened.
+func (k *Kernel) openLater(path string, flags int) (f *os.File, err error) {
+	if path != filepath.Clean(path) {
+		return nil, &os.PathError{Op: "open", Path: "/proc/sys/" + path, Err: os.ErrNotExist}
+	}
+	err = k.inside(func() (err error) {
+		f, err = os.OpenFile("/proc/sys/"+path, flags|unix.O_NOFOLLOW, 0)
+		return err
+	})
+	return f, err
 }
 
 func (k *Kernel) readSysctl(path string) (string, error) {

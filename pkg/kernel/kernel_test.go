@@ -126,7 +126,7 @@ func uplink(t testing.TB) {
 // read reads all and leaves out the settings that nobody planned.
 func read(t testing.TB, k *kernel.Kernel, want state.State) state.State {
 	t.Helper()
-	have, err := k.Read(context.Background(), state.Scope{Sysctls: want.HostSysctls()})
+	have, err := k.Read(context.Background(), state.Scope{Sysctls: want.HostSysctls(), Taps: want.TapNames()})
 	if err != nil {
 		t.Fatal(err)
 	}

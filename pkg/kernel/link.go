@@ -57,6 +57,7 @@ type link struct {
 	stp      bool
 	learning bool
 	snooping bool
+	hairpin  bool   // a port that is as portOptions has it
 	members  bool   // multicasts come to the bridge itself only where it is a member
 	conf4    []byte // u32 each
 	conf6    []byte
@@ -69,7 +70,17 @@ func (l link) ours() bool {
 	return l.kind == kindBridge && (l.group == marks.LinkGroup || strings.HasPrefix(l.alias, marks.LinkAliasPrefix))
 }
 
-func (l link) state(ports []string) state.Link {
+// linkNames are the links' names, sorted.
+func linkNames(links []link) []string {
+	var out []string
+	for _, l := range links {
+		out = append(out, l.name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (l link) state(ports []link) state.Link {
 	out := state.Link{Name: l.name, MAC: l.mac, MTU: uint16(min(l.mtu, maxMTU)), Up: l.up, Index: l.index}
 	if uuid, guest, ok := state.ParseAlias(l.alias); ok {
 		out.UUID, out.Guest = uuid, guest
@@ -91,8 +102,7 @@ func (l link) state(ports []string) state.Link {
 		bad = append(bad, "stp")
 	}
 	out.Deviates = strings.Join(bad, ",")
-	slices.Sort(ports)
-	out.Ports = strings.Join(ports, ",")
+	out.Ports = strings.Join(linkNames(ports), ",")
 	return out
 }
 
@@ -146,6 +156,8 @@ func parseLink(b []byte) link {
 			l.master = int(hostU32(d))
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(d)
+		case unix.IFLA_PROTINFO: // in a list of ports
+			l.hairpin = isHairpin(d)
 		case unix.IFLA_AF_SPEC:
 			l.parseSpec(d)
 		}
@@ -158,6 +170,8 @@ func (l *link) parseInfo(b []byte) {
 		switch typ {
 		case unix.IFLA_INFO_KIND:
 			l.kind = cString(d)
+		case unix.IFLA_INFO_SLAVE_DATA:
+			l.hairpin = isHairpin(d) // of no other kind of master
 		case unix.IFLA_INFO_DATA:
 			if l.kind != kindBridge {
 				return
@@ -242,9 +256,9 @@ func (k *Kernel) bridges(ctx context.Context, names []string) (map[int]link, err
 	return out, nil
 }
 
-// ports reads the names of the interfaces in bridges, by the bridge's index; in
-// one bridge only when its index is given.
-func (k *Kernel) ports(ctx context.Context, bridge int) (map[int][]string, error) {
+// ports reads the interfaces in bridges, by the bridge's index; in one bridge only
+// when its index is given.
+func (k *Kernel) ports(ctx context.Context, bridge int) (map[int][]link, error) {
 	fixed := ifinfo(0, 0, 0)
 	if bridge == 0 {
 		fixed[0] = unix.AF_BRIDGE // ports only, and little of each
@@ -253,10 +267,10 @@ func (k *Kernel) ports(ctx context.Context, bridge int) (map[int][]string, error
 	if bridge != 0 {
 		m = m.u32(unix.IFLA_EXT_MASK, filterSkipStats).u32(unix.IFLA_MASTER, uint32(bridge))
 	}
-	out := map[int][]string{}
+	out := map[int][]link{}
 	err := k.rt.dump(ctx, m, func() { clear(out) }, func(typ uint16, b []byte) {
 		if l := parseLink(b); typ == unix.RTM_NEWLINK && l.master != 0 && l.master != l.index {
-			out[l.master] = append(out[l.master], l.name)
+			out[l.master] = append(out[l.master], l)
 		}
 	})
 	if err != nil {
@@ -290,10 +304,9 @@ func (k *Kernel) Bridge(ctx context.Context, name string) (BridgeInfo, error) {
 	if err != nil {
 		return BridgeInfo{}, err
 	}
-	slices.Sort(ports[l.index])
 	return BridgeInfo{
 		Exists: true, Kind: l.kind, Alias: l.alias, Group: l.group,
-		Ports: ports[l.index], Index: l.index, MTU: uint16(min(l.mtu, maxMTU)),
+		Ports: linkNames(ports[l.index]), Index: l.index, MTU: uint16(min(l.mtu, maxMTU)),
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/slash32/slash32/pkg/kernel"
 	"github.com/slash32/slash32/pkg/marks"
 	"github.com/slash32/slash32/pkg/state"
+	"github.com/slash32/slash32/test/wait"
 )
 
 // patience is how long one exchange may take.
@@ -72,17 +74,19 @@ func (m machine) inside(f func() error) error {
 	})
 }
 
-func (m machine) run(line string) {
+func (m machine) run(line string) (out string) {
 	m.t.Helper()
 	if err := m.inside(func() error {
 		f := strings.Fields(line)
-		if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w: %s", line, err, out)
+		b, err := exec.Command(f[0], f[1:]...).CombinedOutput()
+		if out = string(b); err != nil {
+			return fmt.Errorf("%s: %w: %s", line, err, b)
 		}
 		return nil
 	}); err != nil {
 		m.t.Fatalf("%s: %v", m.name, err)
 	}
+	return out
 }
 
 // serve answers on a port, by TCP and UDP of both families, with the machine's name,
@@ -312,14 +316,22 @@ func newNATLab(t *testing.T) natLab {
 	return l
 }
 
-// bridgesAlone turns off that br_netfilter, where it is loaded, has the table see
-// frames before the bridge does. It would send what a guest sends to itself back to
-// the port that it came from, where the bridge drops it.
-func bridgesAlone(t *testing.T) {
+// bridgeNF says whether br_netfilter, where it is loaded, has the table see frames
+// before the bridge does: then what a guest sends to itself goes back to the port that
+// it came from, where the bridge drops it unless the port is in hairpin mode.
+func bridgeNF(t *testing.T, on int) {
 	t.Helper()
 	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err == nil {
-		run(t, "sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
+		run(t, fmt.Sprintf("sysctl -qw net.bridge.bridge-nf-call-iptables=%d net.bridge.bridge-nf-call-ip6tables=%[1]d", on))
 	}
+}
+
+// withTaps is the VMs with the interfaces that a lab has for them.
+func withTaps(list []intent.VM) []intent.VM {
+	for i := range list {
+		list[i].NICs[0].Tap = fmt.Sprintf("tap%d", i)
+	}
+	return list
 }
 
 // at joins an address and a port.
@@ -333,6 +345,7 @@ func TestForward(t *testing.T) {
 		l.guest[0].serve(port)
 	}
 	l.host.serve(80)
+	self := 1
 	for _, x := range []struct {
 		from       machine
 		src4, src6 string
@@ -341,10 +354,13 @@ func TestForward(t *testing.T) {
 		{l.host, host4, host6},
 		{l.guest[1], "10.1.0.1", "2001:db8::1"},
 		{l.guest[2], "10.1.0.2", "2001:db8::2"},
-		{l.guest[0], "169.254.0.1", host6},
+		{l.guest[0], "169.254.0.1", host6}, // with br_netfilter
+		{l.guest[0], "169.254.0.1", host6}, // and without
 	} {
 		if x.from.name == "vm0" {
-			bridgesAlone(t)
+			bridgeNF(t, self)
+			converge(t, l.k, build(t, l.k, withTaps(translated())))
+			self--
 		}
 		for _, proto := range []string{"tcp", "udp"} {
 			x.from.asks(proto, "", at(host4, 8022), "vm0:22 from "+x.src4)
@@ -376,7 +392,9 @@ func TestOneToOne(t *testing.T) {
 	l := newNATLab(t)
 	l.guest[1].serve(22)
 	l.inet.serve(9)
-	for _, proto := range []string{"tcp", "udp"} {
+	for i, proto := range []string{"tcp", "udp", "udp", "tcp"} {
+		bridgeNF(t, i%2)
+		converge(t, l.k, build(t, l.k, withTaps(translated())))
 		for _, x := range []struct {
 			from       machine
 			src4, src6 string
@@ -385,9 +403,6 @@ func TestOneToOne(t *testing.T) {
 			{l.guest[0], "10.1.0.0", "2001:db8::"},
 			{l.guest[1], "169.254.0.1", host6},
 		} {
-			if x.from.name == "vm1" {
-				bridgesAlone(t)
-			}
 			x.from.asks(proto, "", at(public4, 22), "vm1:22 from "+x.src4)
 			x.from.asks(proto, "", at(public6, 22), "vm1:22 from "+x.src6)
 		}
@@ -518,4 +533,49 @@ func TestTranslationDrift(t *testing.T) {
 		}
 	}
 	converge(t, k, state.New())
+}
+
+// TestHairpin: a port sends what is for the guest itself back to it only where
+// br_netfilter translates frames, and never the guest's own multicasts, as duplicate
+// address detection would take them for another's. The host's come all the same.
+func TestHairpin(t *testing.T) {
+	l := newNATLab(t)
+	options := func() string { return run(t, "bridge -d link show dev tap0") }
+	check := func(changes []state.Change, want ...string) {
+		t.Helper()
+		var got []string
+		for _, c := range changes {
+			if c.Hairpin != nil {
+				got = append(got, c.String())
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("changes (-want +got):\n%s", diff)
+		}
+	}
+	plan := func() []state.Change { return converge(t, l.k, build(t, l.k, withTaps(translated()))) }
+	bridgeNF(t, 1)
+	check(plan(), "add hairpin tap0 master s32-vm0", "add hairpin tap1 master s32-vm1")
+	if out := options(); !strings.Contains(out, "hairpin on") || !strings.Contains(out, "mcast_flood off") || !strings.Contains(out, "bcast_flood off") {
+		t.Errorf("tap0: %s", out)
+	}
+	run(t, "ip link set tap0 type bridge_slave hairpin off")
+	check(plan(), "add hairpin tap0 master s32-vm0")
+
+	l.guest[0].run("sysctl -qw net.ipv6.conf.eth0.enhanced_dad=0 net.ipv6.conf.eth0.accept_dad=1")
+	l.guest[0].run("ip -6 address add 2001:db8::99/128 dev eth0")
+	wait.For(t, patience, "the end of duplicate address detection", func() bool {
+		out := l.guest[0].run("ip -6 address show dev eth0 to 2001:db8::99")
+		if strings.Contains(out, "dadfailed") {
+			t.Fatalf("the guest hears itself: %s", out)
+		}
+		return !strings.Contains(out, "tentative")
+	})
+	run(t, "ping -c 1 -W 20 ff02::1%s32-vm0")
+
+	bridgeNF(t, 0)
+	check(plan(), "delete hairpin tap0 master s32-vm0", "delete hairpin tap1 master s32-vm1")
+	if out := options(); !strings.Contains(out, "hairpin off") || !strings.Contains(out, "mcast_flood on") || !strings.Contains(out, "bcast_flood on") {
+		t.Errorf("tap0 without: %s", out)
+	}
 }

@@ -1,11 +1,16 @@
 package kernel
 
 import (
+	"errors"
+	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/slash32/slash32/pkg/firewall"
@@ -135,4 +140,27 @@ func FuzzParse(f *testing.F) {
 			}
 		})
 	})
+}
+
+// TestModuleLater: br_netfilter may be loaded after the Kernel was opened.
+func TestModuleLater(t *testing.T) {
+	k, err := New(logrus.New())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	if fd, ok := k.sysctls[dirBridge]; ok { // as if it had not been
+		delete(k.sysctls, dirBridge)
+		defer unix.Close(fd)
+	}
+	for _, path := range append(bridgeNF[:], "net/bridge/no-such-setting") {
+		want, wantErr := os.ReadFile("/proc/sys/" + path)
+		got, err := k.readSysctl(path)
+		if got != strings.TrimSpace(string(want)) || (err == nil) != (wantErr == nil) || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %q, %v; want %q, %v", path, got, err, want, wantErr)
+		}
+	}
+	if _, err := k.readSysctl("net/bridge/../ipv4/ip_forward"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a path that leads elsewhere: %v", err)
+	}
 }

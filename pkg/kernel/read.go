@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -62,7 +63,7 @@ type reader struct {
 	k     *Kernel
 	links map[int]link // ours, by index
 	only  map[string]bool
-	in    map[string]int // bridges' indexes, by the names of their ports
+	in    map[string]link // ports of bridges, by name
 	state state.State
 }
 
@@ -83,18 +84,16 @@ func (r *reader) perLink(f func(index int) error) error {
 }
 
 func (r *reader) ports(ctx context.Context) error {
-	ports := map[int][]string{}
+	ports := map[int][]link{}
 	err := r.perLink(func(index int) error {
 		p, err := r.k.ports(ctx, index)
-		for i, names := range p {
-			ports[i] = names
-		}
+		maps.Copy(ports, p)
 		return err
 	})
-	r.in = map[string]int{}
-	for i, names := range ports {
-		for _, n := range names {
-			r.in[n] = i
+	r.in = map[string]link{}
+	for _, list := range ports {
+		for _, l := range list {
+			r.in[l.name] = l
 		}
 	}
 	for i, l := range r.links {

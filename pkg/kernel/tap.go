@@ -17,16 +17,17 @@ const kindTap = "tun"
 // list; the others are asked for by name, which are few.
 func (r *reader) taps(names []string) error {
 	for _, name := range names {
-		if bridge, ok := r.in[name]; ok {
-			r.state.Taps[name] = r.linkName(bridge)
-			continue
+		l, in := r.in[name]
+		if !in {
+			var err error
+			if l, err = r.k.linkByName(name); errors.Is(err, unix.ENODEV) {
+				continue
+			} else if err != nil {
+				return fmt.Errorf("read link %s: %w", name, err)
+			}
 		}
-		l, err := r.k.linkByName(name)
-		if errors.Is(err, unix.ENODEV) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read link %s: %w", name, err)
+		if l.hairpin {
+			r.state.Hairpins[name] = struct{}{}
 		}
 		switch {
 		case l.master != 0:
@@ -36,6 +37,64 @@ func (r *reader) taps(names []string) error {
 		}
 	}
 	return nil
+}
+
+// isHairpin tells whether a port's options are those that hairpin gives it.
+func isHairpin(b []byte) bool {
+	on := map[uint16]bool{}
+	attrs(b, func(typ uint16, d []byte) {
+		if len(d) == 1 {
+			on[typ] = d[0] != 0
+		}
+	})
+	return on[unix.IFLA_BRPORT_MODE] && !on[unix.IFLA_BRPORT_MCAST_FLOOD] && !on[unix.IFLA_BRPORT_BCAST_FLOOD]
+}
+
+// hairpins makes ports send what is for the guest itself back to it, or no longer.
+// What the bridge would send to all its ports does not come back: a guest that hears
+// its own neighbour solicitations takes its addresses for another's. The host's own
+// multicasts and broadcasts go to each port all the same (br_flood).
+func (a *applier) hairpins(ctx context.Context, changes []state.Change) {
+	for _, c := range changes {
+		if err := a.hairpin(ctx, *c.Hairpin, c.Verb != state.Delete); err != nil {
+			a.failedAt(c, err)
+		}
+	}
+}
+
+func (a *applier) hairpin(ctx context.Context, t state.Tap, on bool) error {
+	l, in, err := a.isIn(t)
+	if err != nil || !in || l.hairpin == on {
+		return err
+	}
+	var mode, flood byte = 0, 1
+	if on {
+		mode, flood = 1, 0
+	}
+	err = a.send(ctx, newMessage(unix.RTM_NEWLINK, 0, ifinfo(l.index, 0, 0)).nest(unix.IFLA_LINKINFO, func(m message) message {
+		return m.attr(unix.IFLA_INFO_SLAVE_KIND, []byte(kindBridge)).nest(unix.IFLA_INFO_SLAVE_DATA, func(m message) message {
+			return m.u8(unix.IFLA_BRPORT_MODE, mode).u8(unix.IFLA_BRPORT_MCAST_FLOOD, flood).u8(unix.IFLA_BRPORT_BCAST_FLOOD, flood)
+		})
+	}))
+	if err == nil {
+		return nil
+	}
+	if _, in, again := a.isIn(t); again == nil && !in { // it has gone meanwhile
+		return nil
+	}
+	return err
+}
+
+// isIn tells whether the interface is in the bridge, and that is ours.
+func (a *applier) isIn(t state.Tap) (l link, in bool, err error) {
+	bridge, err := a.k.linkByName(t.Bridge)
+	if err == nil {
+		l, err = a.k.linkByName(t.Name)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return link{}, false, nil
+	}
+	return l, err == nil && bridge.ours() && l.master == bridge.index, err
 }
 
 // taps puts taps into their bridges. One that has gone or has been put somewhere

@@ -193,6 +193,9 @@ func (b *builder) link(vm intent.VM, n intent.NIC, mtu uint16) {
 	}
 	if n.Tap != "" {
 		b.state.Taps[n.Tap] = n.Bridge
+		if b.facts.BridgeNF && (len(n.Forwards) > 0 || len(n.Public) > 0) {
+			b.state.Hairpins[n.Tap] = struct{}{}
+		}
 	}
 	set := func(path, value string) { b.state.Sysctls[path] = value }
 	v4 := "net/ipv4/conf/" + n.Bridge + "/"

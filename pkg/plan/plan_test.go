@@ -35,6 +35,7 @@ type input struct {
 		Resolvers        []string
 		AcceptRA         []string `yaml:"accept_ra"`
 		NoIPv6           bool     `yaml:"no_ipv6"`
+		BridgeNF         bool     `yaml:"bridge_nf"`
 		Pools            map[string][]string
 		Links            map[string]struct {
 			Down             bool
@@ -71,6 +72,7 @@ type input struct {
 		UUID, Name, Hostname string
 		NICs                 []struct {
 			MAC, Bridge, Network string
+			Tap                  string
 			MTU                  uint16
 			Addrs                []string
 			DNS, NTP, Routes     []string
@@ -209,6 +211,7 @@ func (in input) vms(t *testing.T, c config.Config) []intent.VM {
 					nic.Addrs6 = append(nic.Addrs6, a)
 				}
 			}
+			nic.Tap = n.Tap
 			nic.Leased, nic.Old6 = addrs(t, n.Leased), addrs(t, n.Old)
 			for _, x := range n.Terms {
 				nic.Terms = append(nic.Terms, intent.Term{Addr: netip.MustParseAddr(x.Addr), Preferred: x.Preferred, Until: x.Until})
@@ -273,6 +276,7 @@ func (in input) facts(t *testing.T) plan.Facts {
 		Resolvers: addrs(t, in.Facts.Resolvers),
 		AcceptRA:  in.Facts.AcceptRA,
 		NoIPv6:    in.Facts.NoIPv6,
+		BridgeNF:  in.Facts.BridgeNF,
 		Pools:     pools,
 	}
 }

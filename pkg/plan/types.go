@@ -30,6 +30,9 @@ type Facts struct {
 	AcceptRA []string
 	// NoIPv6 is true where the kernel runs without IPv6.
 	NoIPv6 bool
+	// BridgeNF is true where br_netfilter has the tables see frames before a bridge
+	// does: what is translated to where it came from is bridged then, not routed.
+	BridgeNF bool
 	// Resolvers are the host's upstream DNS servers, never loopback ones.
 	Resolvers []netip.Addr
 	// Pools are the IPv6 prefixes that VMs' are taken from, by the network's name.

@@ -288,6 +288,18 @@ func (d *differ) taps() {
 			d.add(Change{Verb: Add, Tap: &Tap{Name: name, Bridge: d.want.Taps[name]}})
 		}
 	}
+	for _, name := range sorted(d.want.Taps, strings.Compare) {
+		_, wanted := d.want.Hairpins[name]
+		_, is := d.have.Hairpins[name]
+		if bridge, there := d.have.Taps[name]; wanted == is || !there || bridge != "" && bridge != d.want.Taps[name] {
+			continue
+		}
+		verb := Add
+		if is {
+			verb = Delete
+		}
+		d.add(Change{Verb: verb, Hairpin: &Tap{Name: name, Bridge: d.want.Taps[name]}})
+	}
 }
 
 type routeKey struct {

@@ -20,9 +20,11 @@ func New() State {
 		Neighs:  map[NeighKey]mac.Addr{},
 		Taps:    map[string]string{},
 		Proxies: map[NeighKey]struct{}{},
-		Routes:  map[Route]struct{}{},
-		Rules:   map[Rule]struct{}{},
-		Elems:   map[Elem]struct{}{},
+
+		Hairpins: map[string]struct{}{},
+		Routes:   map[Route]struct{}{},
+		Rules:    map[Rule]struct{}{},
+		Elems:    map[Elem]struct{}{},
 	}
 }
 
@@ -34,6 +36,7 @@ func (s State) Clone() State {
 	maps.Copy(c.Addrs, s.Addrs)
 	maps.Copy(c.Neighs, s.Neighs)
 	maps.Copy(c.Taps, s.Taps)
+	maps.Copy(c.Hairpins, s.Hairpins)
 	maps.Copy(c.Proxies, s.Proxies)
 	maps.Copy(c.Routes, s.Routes)
 	maps.Copy(c.Rules, s.Rules)
@@ -210,6 +213,9 @@ func copyLink(out *State, s State, link string) {
 	for name, bridge := range s.Taps {
 		if bridge == link {
 			out.Taps[name] = bridge
+			if _, ok := s.Hairpins[name]; ok {
+				out.Hairpins[name] = struct{}{}
+			}
 		}
 	}
 	for r := range s.Routes {
@@ -238,6 +244,7 @@ func dropLink(s *State, link string) {
 	maps.DeleteFunc(s.Sysctls, func(p, _ string) bool { return SysctlLink(p) == link })
 	maps.DeleteFunc(s.Addrs, func(a Addr, _ struct{}) bool { return a.Link == link })
 	maps.DeleteFunc(s.Neighs, func(k NeighKey, _ mac.Addr) bool { return k.Link == link })
+	maps.DeleteFunc(s.Hairpins, func(n string, _ struct{}) bool { return s.Taps[n] == link })
 	maps.DeleteFunc(s.Taps, func(_, bridge string) bool { return bridge == link })
 	maps.DeleteFunc(s.Routes, func(r Route, _ struct{}) bool { return r.Link == link })
 }

@@ -72,6 +72,12 @@ func TestDiff(t *testing.T) {
 		}
 		return s
 	}
+	hairpins := func(s state.State, names ...string) state.State {
+		for _, n := range names {
+			s.Hairpins[n] = struct{}{}
+		}
+		return s
+	}
 	for _, tt := range []struct {
 		name       string
 		have, want state.State
@@ -82,6 +88,16 @@ func TestDiff(t *testing.T) {
 			have:    taps(one(), "vnet0", ""),
 			want:    taps(one(), "vnet0", "br1"),
 			changes: "add tap vnet0 master br1\n",
+		},
+		{
+			name: "hairpins: of a tap that is put back, one that is there, elsewhere, gone, no longer wanted",
+			have: hairpins(taps(one(), "vnet0", "", "vnet1", "br1", "vnet2", "br0", "vnet4", "br1"), "vnet4"),
+			want: hairpins(taps(one(), "vnet0", "br1", "vnet1", "br1", "vnet2", "br1", "vnet3", "br1", "vnet4", "br1"), "vnet0", "vnet1", "vnet2", "vnet3"),
+			changes: `add tap vnet0 master br1
+add hairpin vnet0 master br1
+add hairpin vnet1 master br1
+delete hairpin vnet4 master br1
+`,
 		},
 		{
 			name: "taps that are gone, elsewhere, or not wanted",
@@ -437,6 +453,7 @@ func TestCloneSharesNothing(t *testing.T) {
 	clear(a.Routes)
 	clear(a.Elems)
 	a.Taps["vnet0"] = "br1"
+	a.Hairpins["vnet0"] = struct{}{}
 	a.Proxies[state.NeighKey{}] = struct{}{}
 	if diff := cmp.Diff(one().String(), b.String()); diff != "" {
 		t.Errorf("the clone changed (-want +got):\n%s", diff)
@@ -471,6 +488,7 @@ func TestJSON(t *testing.T) {
 	s := one()
 	s.Proxies[state.NeighKey{Link: "eth0", IP: netip.MustParseAddr("2001:db8::7")}] = struct{}{}
 	s.Taps["vnet0"], s.Taps["vnet1"] = "br1", ""
+	s.Hairpins["vnet0"] = struct{}{}
 	b, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
@@ -479,7 +497,7 @@ func TestJSON(t *testing.T) {
 		`"sysctls":[{"path":"net/ipv4/conf/br1/arp_ignore","value":"8"}],` +
 		`"addresses":[{"link":"br1","prefix":"169.254.0.1/32"}],` +
 		`"neighbours":[{"link":"br1","ip":"192.0.2.1","mac":"52:54:00:ab:cd:01"}],` +
-		`"taps":[{"name":"vnet0","bridge":"br1"},{"name":"vnet1","bridge":""}],` +
+		`"taps":[{"name":"vnet0","bridge":"br1"},{"name":"vnet1","bridge":""}],"hairpins":["vnet0"],` +
 		`"proxies":[{"link":"eth0","ip":"2001:db8::7"}],` +
 		`"rules":[],` +
 		`"routes":[{"dst":"192.0.2.1/32","table":254,"metric":1024,"link":"br1"}],` +

@@ -171,6 +171,8 @@ func (c Change) String() string {
 		s += "link " + c.Link.String()
 	case c.Tap != nil:
 		s += "tap " + c.Tap.String()
+	case c.Hairpin != nil:
+		s += "hairpin " + c.Hairpin.String()
 	case c.Sysctl != nil:
 		s += "sysctl " + c.Sysctl.Path + " = " + c.Sysctl.Value
 	case c.Addr != nil:
@@ -217,6 +219,9 @@ func (s State) String() string {
 	for _, n := range sorted(s.Taps, strings.Compare) {
 		fmt.Fprintln(&b, "tap", Tap{n, s.Taps[n]})
 	}
+	for _, n := range sorted(s.Hairpins, strings.Compare) {
+		fmt.Fprintln(&b, "hairpin", n)
+	}
 	for _, k := range sorted(s.Proxies, compareNeigh) {
 		fmt.Fprintln(&b, "proxy", proxyString(k))
 	}
@@ -242,6 +247,7 @@ type Document struct {
 	Addresses  []AddrDocument  `json:"addresses"`
 	Neighbours []NeighDocument `json:"neighbours"`
 	Taps       []Tap           `json:"taps"`
+	Hairpins   []string        `json:"hairpins"`
 	Proxies    []ProxyDocument `json:"proxies"`
 	Rules      []RuleDocument  `json:"rules"`
 	Routes     []RouteDocument `json:"routes"`
@@ -324,6 +330,7 @@ func (s State) Document() Document {
 		Addresses:  []AddrDocument{},
 		Neighbours: []NeighDocument{},
 		Taps:       []Tap{},
+		Hairpins:   append([]string{}, sorted(s.Hairpins, strings.Compare)...),
 		Proxies:    []ProxyDocument{},
 		Rules:      []RuleDocument{},
 		Routes:     []RouteDocument{},

@@ -18,10 +18,13 @@ type State struct {
 	Neighs  map[NeighKey]mac.Addr // permanent neighbours on bridges
 	// Taps are libvirt's interfaces of guests, by name: the bridge that each is in, ""
 	// when it is in none, which is never planned. One that does not exist is not read.
-	Taps    map[string]string
-	Proxies map[NeighKey]struct{} // addresses that the host answers ARP and Neighbour Solicitations for on an uplink (NTF_PROXY)
-	Routes  map[Route]struct{}    // protocol 32, any table
-	Rules   map[Rule]struct{}     // protocol 32
+	Taps map[string]string
+	// Hairpins are those whose bridge sends what is for the guest itself back to it: in
+	// hairpin mode, and without a copy of the guest's multicasts and broadcasts.
+	Hairpins map[string]struct{}
+	Proxies  map[NeighKey]struct{} // addresses that the host answers ARP and Neighbour Solicitations for on an uplink (NTF_PROXY)
+	Routes   map[Route]struct{}    // protocol 32, any table
+	Rules    map[Rule]struct{}     // protocol 32
 	// Skeleton names the version of the static part of the tables inet slash32 and
 	// arp slash32: "" when there is no table, another name when one is not as we
 	// make it.
@@ -218,6 +221,7 @@ type Change struct {
 	Was      string
 	Link     *Link
 	Tap      *Tap
+	Hairpin  *Tap
 	Sysctl   *Sysctl
 	Addr     *Addr
 	Neigh    *Neigh

@@ -128,10 +128,12 @@ func (f *Fake) Read(ctx context.Context, scope state.Scope) (state.State, error)
 		return !there && !slices.Contains(scope.Sysctls, p)
 	})
 	maps.DeleteFunc(s.Taps, func(name, _ string) bool { return !slices.Contains(scope.Taps, name) })
+	maps.DeleteFunc(s.Hairpins, func(name string, _ struct{}) bool { return s.Taps[name] == "" })
 	if scope.Prepared {
 		clear(s.Neighs)
 		clear(s.Proxies)
 		clear(s.Taps)
+		clear(s.Hairpins)
 		clear(s.Routes)
 		clear(s.Rules)
 		clear(s.Elems)
@@ -203,6 +205,12 @@ func (f *Fake) apply(c state.Change) error {
 		if bridge, there := s.Taps[c.Tap.Name]; there && bridge == "" {
 			s.Taps[c.Tap.Name] = c.Tap.Bridge
 		}
+	case c.Hairpin != nil:
+		if remove {
+			delete(s.Hairpins, c.Hairpin.Name)
+		} else if s.Taps[c.Hairpin.Name] == c.Hairpin.Bridge {
+			s.Hairpins[c.Hairpin.Name] = struct{}{}
+		}
 	case c.Proxy != nil:
 		return set(s.Proxies, *c.Proxy, remove, f.exists(c.Proxy.Link))
 	case c.Route != nil:
@@ -266,6 +274,7 @@ func (f *Fake) link(verb state.Verb, l state.Link) error {
 		for name, bridge := range s.Taps {
 			if bridge == l.Name {
 				s.Taps[name] = ""
+				delete(s.Hairpins, name)
 			}
 		}
 		maps.DeleteFunc(s.Addrs, func(a state.Addr, _ struct{}) bool { return a.Link == l.Name })
