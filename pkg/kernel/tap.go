@@ -41,13 +41,19 @@ func (r *reader) taps(names []string) error {
 
 // isHairpin tells whether a port's options are those that hairpin gives it.
 func isHairpin(b []byte) bool {
-	on := map[uint16]bool{}
+	var mode, multicast, broadcast bool
 	attrs(b, func(typ uint16, d []byte) {
-		if len(d) == 1 {
-			on[typ] = d[0] != 0
+		on := len(d) == 1 && d[0] != 0
+		switch typ {
+		case unix.IFLA_BRPORT_MODE:
+			mode = on
+		case unix.IFLA_BRPORT_MCAST_FLOOD:
+			multicast = on
+		case unix.IFLA_BRPORT_BCAST_FLOOD:
+			broadcast = on
 		}
 	})
-	return on[unix.IFLA_BRPORT_MODE] && !on[unix.IFLA_BRPORT_MCAST_FLOOD] && !on[unix.IFLA_BRPORT_BCAST_FLOOD]
+	return mode && !multicast && !broadcast
 }
 
 // hairpins makes ports send what is for the guest itself back to it, or no longer.
