@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/sirupsen/logrus"
@@ -45,6 +46,9 @@ type Kernel struct {
 	// programs' chains and rules. It must not block.
 	Foreign func()
 	writers writers
+	// hairpins are the taps in hairpin mode, as the last whole Read has them: Watch
+	// tells when one no longer is.
+	hairpins atomic.Pointer[map[string]struct{}]
 }
 
 // dirBridge has br_netfilter's settings, which may be loaded at any time.

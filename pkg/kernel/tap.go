@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,10 @@ func (r *reader) taps(names []string) error {
 		case l.kind == kindTap:
 			r.state.Taps[name] = ""
 		}
+	}
+	if !r.scoped() {
+		known := maps.Clone(r.state.Hairpins)
+		r.k.hairpins.Store(&known)
 	}
 	return nil
 }

@@ -48,10 +48,20 @@ type watcher struct {
 	touched bool                 // our table has been changed in the transaction under way
 	stop    int                  // an eventfd that ends the wait
 	ours    func(index int) bool // whether an interface is a bridge of ours
+	hairpin func(name string) bool
 }
 
 func (k *Kernel) subscribe() (*watcher, error) {
-	w := &watcher{stop: -1, foreign: k.Foreign, writers: &k.writers, ours: func(index int) bool { return k.gatewayMAC(k.name(index)) }}
+	w := &watcher{
+		stop: -1, foreign: k.Foreign, writers: &k.writers,
+		ours: func(index int) bool { return k.gatewayMAC(k.name(index)) },
+		hairpin: func(name string) (is bool) {
+			if known := k.hairpins.Load(); known != nil {
+				_, is = (*known)[name]
+			}
+			return is
+		},
+	}
 	err := k.inside(func() error {
 		var err error
 		if w.rt, err = subscribe(unix.NETLINK_ROUTE,
@@ -196,6 +206,8 @@ func (w *watcher) routeReason(typ uint16, b []byte) string {
 			return ""
 		case b[0] == unix.AF_BRIDGE && typ == unix.RTM_DELLINK:
 			return "port" // has left its bridge
+		case l.master != 0 && !l.hairpin && w.hairpin(l.name):
+			return "port" // its options have changed
 		case b[0] == unix.AF_BRIDGE:
 			return "" // a port's state
 		case l.ours() || l.group == marks.LinkGroup:
