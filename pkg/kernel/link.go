@@ -57,7 +57,7 @@ type link struct {
 	stp      bool
 	learning bool
 	snooping bool
-	hairpin  bool   // a port that is as portOptions has it
+	hairpin  bool   // a port in hairpin mode, as isHairpin has it
 	members  bool   // multicasts come to the bridge itself only where it is a member
 	conf4    []byte // u32 each
 	conf6    []byte

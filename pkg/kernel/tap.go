@@ -44,7 +44,7 @@ func (r *reader) taps(names []string) error {
 	return nil
 }
 
-// isHairpin tells whether a port's options are those that hairpin gives it.
+// isHairpin tells whether a port's options are those that (applier).hairpin gives it.
 func isHairpin(b []byte) bool {
 	var mode, multicast, broadcast bool
 	attrs(b, func(typ uint16, d []byte) {

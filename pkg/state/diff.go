@@ -23,7 +23,8 @@ import (
 // priority), the old one goes last. A skeleton that
 // comes or changes brings every wanted element right behind it. Settings are
 // never removed. Neighbours and addresses of a link that goes, go with it. A tap is
-// libvirt's: one that is in no bridge is put into its own, and that is all.
+// libvirt's: one that is in no bridge is put into its own, and one that is in its own
+// gets the hairpin mode that is wanted; that is all.
 func Diff(have, want State) []Change {
 	d := differ{have: have, want: want}
 	d.routesGo, d.routesLack = apart(have.Routes, want.Routes, compareRoute)
