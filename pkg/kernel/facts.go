@@ -63,7 +63,7 @@ func (k *Kernel) Facts(ctx context.Context, links ...string) (plan.Facts, error)
 
 // bridgeNF tells whether the tables see bridged frames, of either family.
 func (k *Kernel) bridgeNF() (bool, error) {
-	for _, path := range bridgeNF {
+	for _, path := range bridgeNFPaths {
 		v, err := k.readSysctl(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return false, err

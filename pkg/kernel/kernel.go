@@ -39,8 +39,8 @@ type Kernel struct {
 	nft       *conn
 	conntrack *netlink.Handle
 	ioctl     int // any socket: interface names and indexes without RTNL
-	// sysctls are the open directories /proc/sys/net/ipv4, ipv6 and bridge: a path that
-	// is opened from there stays in the namespace, whichever thread opens it.
+	// sysctls are the open directories /proc/sys/net/ipv4 and ipv6: a path that is opened
+	// from there stays in the namespace, whichever thread opens it.
 	sysctls map[string]int
 	// Foreign, when it is set before Watch, is called for each change to other
 	// programs' chains and rules. It must not block.
@@ -51,7 +51,8 @@ type Kernel struct {
 	hairpins atomic.Pointer[map[string]struct{}]
 }
 
-// dirBridge has br_netfilter's settings, which may be loaded at any time.
+// dirBridge has br_netfilter's settings. It is not kept open: the module may be loaded
+// at any time.
 const dirBridge = "net/bridge/"
 
 // New opens the sockets. Reading needs no privilege, writing CAP_NET_ADMIN.
@@ -81,10 +82,10 @@ func (k *Kernel) open() error {
 	if k.ioctl, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open socket for interface names: %w", err)
 	}
-	for _, dir := range []string{"net/ipv4/", "net/ipv6/", dirBridge} {
+	for _, dir := range []string{"net/ipv4/", "net/ipv6/"} {
 		fd, err := unix.Open("/proc/sys/"+dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.ENOENT) {
-			continue // a kernel without IPv6 or br_netfilter
+			continue // a kernel without IPv6
 		}
 		if err != nil {
 			return fmt.Errorf("open /proc/sys/%s: %w", dir, err)
@@ -157,22 +158,15 @@ func (k *Kernel) openSysctl(path string, flags int) (*os.File, error) {
 		}
 		return os.NewFile(uintptr(fd), "/proc/sys/"+path), nil
 	}
-	if _, open := k.sysctls[dirBridge]; !open && strings.HasPrefix(path, dirBridge) {
-		return k.openLater(path, flags)
+	if strings.HasPrefix(path, dirBridge) && path == filepath.Clean(path) {
+		var f *os.File
+		err := k.inside(func() (err error) {
+			f, err = os.OpenFile("/proc/sys/"+path, flags|unix.O_NOFOLLOW, 0)
+			return err
+		})
+		return f, err
 	}
 	return nil, &os.PathError{Op: "open", Path: "/proc/sys/" + path, Err: os.ErrNotExist}
-}
-
-// openLater opens a path of a module that was not there when the Kernel was opened.
-func (k *Kernel) openLater(path string, flags int) (f *os.File, err error) {
-	if path != filepath.Clean(path) {
-		return nil, &os.PathError{Op: "open", Path: "/proc/sys/" + path, Err: os.ErrNotExist}
-	}
-	err = k.inside(func() (err error) {
-		f, err = os.OpenFile("/proc/sys/"+path, flags|unix.O_NOFOLLOW, 0)
-		return err
-	})
-	return f, err
 }
 
 func (k *Kernel) readSysctl(path string) (string, error) {

@@ -32,8 +32,8 @@ type DefaultRoute struct {
 	Protocol uint8 // rtm_protocol
 }
 
-// bridgeNF are br_netfilter's settings, per family.
-var bridgeNF = [...]string{"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"}
+// bridgeNFPaths are br_netfilter's settings, per family.
+var bridgeNFPaths = [...]string{"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"}
 
 // Surroundings reads them, with the settings of the named links and of those with a
 // default route. It takes CAP_NET_ADMIN.
@@ -57,7 +57,7 @@ func (k *Kernel) Surroundings(ctx context.Context, links []string) (Surroundings
 			}
 		}
 	}
-	paths := append([]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter"}, bridgeNF[:]...)
+	paths := append([]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter"}, bridgeNFPaths[:]...)
 	slices.Sort(links)
 	for _, l := range slices.Compact(links) {
 		for _, name := range []string{"ipv4/conf/%s/rp_filter", "ipv4/conf/%s/forwarding", "ipv6/conf/%s/accept_ra", "ipv6/conf/%s/forwarding"} {
