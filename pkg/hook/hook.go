@@ -215,7 +215,7 @@ func (o *operation) load(ctx context.Context) (source.Result, config.Config, err
 		if slices.ContainsFunc(r.VM.NICs, func(n intent.NIC) bool { return n.Network.Table == config.TableAuto }) {
 			return r, c, o.failed("cannot set up the network", err)
 		}
-		o.Log.Warn(err) // it is about another network
+		o.Log.Warnf("%s starts, but VMs in networks that wait for a table (table: auto) are refused: %v", o.name, err)
 	}
 	for _, p := range r.Problems {
 		o.Log.Warn(p.String())

@@ -70,7 +70,7 @@ func (s *Spool) AllocateTables(ctx context.Context, c config.Config) (config.Con
 		err = s.keep(s.TablesFile(), append(b, '\n'))
 	}
 	if err != nil {
-		return c, fmt.Errorf("keep the allocated routing tables: %w", err)
+		return c, fmt.Errorf("keep the allocated routing tables: %w. Fix: see to the disk of %s", err, s.State)
 	}
 	return withTables(c, got), nil
 }
