@@ -559,29 +559,13 @@ func TestHairpin(t *testing.T) {
 	if out := options(); !strings.Contains(out, "hairpin on") || !strings.Contains(out, "mcast_flood off") || !strings.Contains(out, "bcast_flood off") {
 		t.Errorf("tap0: %s", out)
 	}
-	watch, cancel := context.WithCancel(context.Background())
-	reasons, done := make(chan string, 64), make(chan error, 1)
-	go func() { done <- l.k.Watch(watch, func(r string) { reasons <- r }) }()
-	if r := <-reasons; r != "watching" {
-		t.Fatalf("first reason %q", r)
-	}
+	tells, stop := watching(t, l.k)
 	for _, do := range []string{"ip link set tap0 type bridge_slave hairpin off", "bridge link set dev tap0 mcast_flood on"} {
 		run(t, do)
-		told := time.After(patience)
-		for seen := false; !seen; {
-			select {
-			case r := <-reasons:
-				seen = strings.Contains(r, "port")
-			case <-told:
-				t.Fatalf("%s did not wake", do)
-			}
-		}
+		tells("port", do)
 		check(plan(), "add hairpin tap0 master s32-vm0")
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 
 	l.guest[0].run("sysctl -qw net.ipv6.conf.eth0.enhanced_dad=0 net.ipv6.conf.eth0.accept_dad=1")
 	l.guest[0].run("ip -6 address add 2001:db8::99/128 dev eth0")

@@ -12,6 +12,39 @@ import (
 	"github.com/slash32/slash32/pkg/state"
 )
 
+// watching starts a watch. tells waits until it gives a reason, after something was
+// done; stop ends it.
+func watching(t *testing.T, k *kernel.Kernel) (tells func(reason, do string), stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	reasons, done := make(chan string, 64), make(chan error, 1)
+	go func() { done <- k.Watch(ctx, func(r string) { reasons <- r }) }()
+	if r := <-reasons; r != "watching" {
+		t.Fatalf("first reason %q", r)
+	}
+	tells = func(reason, do string) {
+		t.Helper()
+		deadline := time.After(patience)
+		for {
+			select {
+			case r := <-reasons:
+				if strings.Contains(r, reason) {
+					return
+				}
+			case <-deadline:
+				t.Fatalf("%s did not wake", do)
+			}
+		}
+	}
+	return tells, func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestTap: a tap that is in no bridge is put into its own, and nothing else is.
 func TestTap(t *testing.T) {
 	inNamespace(t)
@@ -101,32 +134,15 @@ func TestTap(t *testing.T) {
 	}
 
 	// The watch tells of each way in which it gets out.
-	watch, cancel := context.WithCancel(ctx)
-	reasons := make(chan string, 64)
-	done := make(chan error, 1)
-	go func() { done <- k.Watch(watch, func(r string) { reasons <- r }) }()
-	if r := <-reasons; r != "watching" {
-		t.Fatalf("first reason %q", r)
-	}
+	tells, stop := watching(t, k)
 	for _, do := range []string{"ip link set tap0 nomaster", "ip link del s32-vm0"} {
 		run(t, do)
-		deadline := time.After(20 * time.Second)
-		for seen := false; !seen; {
-			select {
-			case r := <-reasons:
-				seen = strings.Contains(r, "port")
-			case <-deadline:
-				t.Fatalf("%s did not wake", do)
-			}
-		}
+		tells("port", do)
 		check(map[string]string{"tap0": "", "tap4": "s32-vm4"})
 		pass("add tap tap0 master s32-vm0")
 		check(own)
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 
 	// What has changed since it was looked at.
 	for _, tt := range []struct {
